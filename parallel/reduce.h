@@ -1,0 +1,38 @@
+// Ordered sums over a group: the partial sums of a row-parallel linear, added in the balanced tree of exactness.md 3 at
+// every group size. The communicator moves bytes; ops.TreeSum adds.
+#pragma once
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+#include "kernels/ops.h"
+#include "parallel/communicator.h"
+
+namespace plumbline {
+
+// Exchanges the ranks' subtree sums of one step. Owns its staging memory, laid out at construction.
+class PartialExchange {
+ public:
+  // max_elements: the largest T * D of a step. A message of at most gather_bytes per rank is all-gathered (the consumer
+  // adds the size() slices); a larger one goes by all-to-all + TreeSum + all-gather (one slice is left).
+  PartialExchange(Device& device, Ops& ops, Communicator& group, int64_t max_elements,
+                  int64_t gather_bytes = int64_t{256} << 10);
+
+  // Where this rank writes its own partial sum before Exchange: [T, D] f32.
+  Tensor Local(int64_t rows, int64_t columns);
+  // All ranks' sums of what Local held: [size, T, D] or [1, T, D] f32, valid until the next Local call. The tree over the
+  // first dimension gives the same bits whichever way was taken.
+  absl::StatusOr<ConstTensor> Exchange(int64_t rows, int64_t columns);
+
+ private:
+  Device& device_;
+  Ops& ops_;
+  Communicator& group_;
+  int64_t max_elements_;
+  int64_t gather_bytes_;
+  Buffer local_;     // [max_elements, padded to a multiple of size] f32
+  Buffer gathered_;  // [size * padded] f32
+  Buffer slice_;     // [padded / size] f32
+};
+
+}  // namespace plumbline
