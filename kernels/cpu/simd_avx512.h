@@ -1,0 +1,84 @@
+// Avx512: the vector interface of vector_math.h with 16 lanes. Include from *_avx512.cc and *_amx.cc only.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace plumbline {
+
+struct Avx512 {
+  using F32 = __m512;
+  static constexpr int kWidth = 16;
+
+  static F32 Set(float x) { return _mm512_set1_ps(x); }
+  static F32 Load(const float* p) { return _mm512_loadu_ps(p); }
+  static F32 LoadFirst(const float* p, int n) { return _mm512_maskz_loadu_ps(First(n), p); }
+  static void Store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
+  static void StoreFirst(float* p, F32 x, int n) { _mm512_mask_storeu_ps(p, First(n), x); }
+
+  static F32 LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }
+  static F32 LoadBf16First(const uint16_t* p, int n) {
+    return FromBf16(_mm256_maskz_loadu_epi16(First(n), p));
+  }
+  static void StoreBf16(uint16_t* p, F32 x) { Store16(p, ToBf16(x)); }
+  static void StoreBf16First(uint16_t* p, F32 x, int n) {
+    _mm256_mask_storeu_epi16(p, First(n), ToBf16(x));
+  }
+  static F32 LoadF16(const uint16_t* p) { return _mm512_cvtph_ps(Load16(p)); }
+  static F32 LoadF16First(const uint16_t* p, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(First(n), p));
+  }
+  static void StoreF16(uint16_t* p, F32 x) { Store16(p, ToF16(x)); }
+  static void StoreF16First(uint16_t* p, F32 x, int n) {
+    _mm256_mask_storeu_epi16(p, First(n), ToF16(x));
+  }
+
+  static F32 Add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  static F32 Sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+  static F32 Mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+  static F32 Div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+  static F32 MulAdd(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static F32 Max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+  static F32 Min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+  static F32 Sqrt(F32 a) { return _mm512_sqrt_ps(a); }
+  static F32 Round(F32 a) { return _mm512_roundscale_ps(a, 8); }
+  static F32 PowerOfTwo(F32 n) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+  }
+
+  static float Sum(F32 a) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+  }
+  static float Maximum(F32 a) { return _mm512_reduce_max_ps(a); }
+
+ private:
+  static __mmask16 First(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static __m256i Load16(const uint16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static void Store16(uint16_t* p, __m256i x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
+  }
+  static F32 FromBf16(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+  // Not vcvtneps2bf16: that one flushes subnormals.
+  static __m256i ToBf16(F32 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(
+        _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+  }
+  static __m256i ToF16(F32 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+};
+
+}  // namespace plumbline

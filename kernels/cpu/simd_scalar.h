@@ -1,0 +1,50 @@
+// Scalar: the vector interface of vector_math.h with one lane, for any processor. MulAdd rounds twice.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cpu/float16.h"
+
+namespace plumbline {
+
+struct Scalar {
+  using F32 = float;
+  static constexpr int kWidth = 1;
+
+  static F32 Set(float x) { return x; }
+  static F32 Load(const float* p) { return *p; }
+  static F32 LoadFirst(const float* p, int) { return *p; }
+  static void Store(float* p, F32 x) { *p = x; }
+  static void StoreFirst(float* p, F32 x, int) { *p = x; }
+
+  static F32 LoadBf16(const uint16_t* p) { return Bf16ToF32(*p); }
+  static F32 LoadBf16First(const uint16_t* p, int) { return Bf16ToF32(*p); }
+  static void StoreBf16(uint16_t* p, F32 x) { *p = F32ToBf16(x); }
+  static void StoreBf16First(uint16_t* p, F32 x, int) { *p = F32ToBf16(x); }
+  static F32 LoadF16(const uint16_t* p) { return F16ToF32(*p); }
+  static F32 LoadF16First(const uint16_t* p, int) { return F16ToF32(*p); }
+  static void StoreF16(uint16_t* p, F32 x) { *p = F32ToF16(x); }
+  static void StoreF16First(uint16_t* p, F32 x, int) { *p = F32ToF16(x); }
+
+  static F32 Add(F32 a, F32 b) { return a + b; }
+  static F32 Sub(F32 a, F32 b) { return a - b; }
+  static F32 Mul(F32 a, F32 b) { return a * b; }
+  static F32 Div(F32 a, F32 b) { return a / b; }
+  static F32 MulAdd(F32 a, F32 b, F32 c) { return a * b + c; }
+  static F32 Max(F32 a, F32 b) { return a > b ? a : b; }
+  static F32 Min(F32 a, F32 b) { return a < b ? a : b; }
+  static F32 Sqrt(F32 a) { return std::sqrt(a); }
+  static F32 Round(F32 a) { return std::nearbyint(a); }
+  static F32 PowerOfTwo(F32 n) {
+    const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+  }
+
+  static float Sum(F32 a) { return a; }
+  static float Maximum(F32 a) { return a; }
+};
+
+}  // namespace plumbline
