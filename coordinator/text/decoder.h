@@ -1,5 +1,6 @@
-// Decoder: the "decoder" of a tokenizer.json, a chain of stages that turns token strings into text, as a stream: text
-// leaves as soon as no later token can change it. One implementation serves whole texts and streaming.
+// Decoder: the "decoder" of a tokenizer.json, a chain of stages that turns token strings into text,
+// as a stream: text leaves as soon as no later token can change it. One implementation serves whole
+// texts and streaming.
 #pragma once
 
 #include <string>
@@ -33,14 +34,22 @@ class Decoder {
   std::string BytesOf(std::string_view token) const;
 
  private:
-  enum class Kind { kReplace, kByteFallback, kFuse, kStrip, kMetaspace, kByteLevel, kJoinWithSpaces };
+  enum class Kind {
+    kReplace,
+    kByteFallback,
+    kFuse,
+    kStrip,
+    kMetaspace,
+    kByteLevel,
+    kJoinWithSpaces
+  };
   struct Stage {
     Kind kind;
-    bool fused = false;   // input is one text in pieces, not separate tokens
-    std::string pattern;  // kReplace, kMetaspace; kStrip: the character
-    std::string content;  // kReplace
-    int start = 0;        // kStrip
-    int stop = 0;         // kStrip
+    bool fused = false;       // input is one text in pieces, not separate tokens
+    std::string pattern;      // kReplace, kMetaspace; kStrip: the character
+    std::string content;      // kReplace
+    int start = 0;            // kStrip
+    int stop = 0;             // kStrip
     bool drop_first = false;  // kMetaspace: the first token loses its marks
   };
 

@@ -1,5 +1,5 @@
-// ModelText: everything about text that a model directory holds: tokenizer, chat template, special tokens, end ids.
-// Immutable after loading; shared by all threads.
+// ModelText: everything about text that a model directory holds: tokenizer, chat template, special
+// tokens, end ids. Immutable after loading; shared by all threads.
 #pragma once
 
 #include <cstdint>
@@ -22,17 +22,19 @@ struct ModelText {
   std::vector<int32_t> eos_ids;  // ascending; generation stops at any of them
 };
 
-// Reads tokenizer.json (required), tokenizer_config.json, chat_template.jinja or chat_template.json,
-// special_tokens_map.json, generation_config.json and config.json of `model_dir`. The template is the first of: the file
-// `chat_template_override_path` (when not empty), chat_template.jinja, chat_template.json, tokenizer_config.json's
-// "chat_template" (of several named ones, "default"). End ids are the union of eos_token_id in generation_config.json, or where
-// that is absent in config.json, and the tokenizer's eos_token.
+// Reads tokenizer.json (required), tokenizer_config.json, chat_template.jinja or
+// chat_template.json, special_tokens_map.json, generation_config.json and config.json of
+// `model_dir`. The template is the first of: the file `chat_template_override_path` (when not
+// empty), chat_template.jinja, chat_template.json, tokenizer_config.json's "chat_template" (of
+// several named ones, "default"). End ids are the union of eos_token_id in generation_config.json,
+// or where that is absent in config.json, and the tokenizer's eos_token.
 absl::StatusOr<std::unique_ptr<ModelText>> LoadModelText(
     const std::string& model_dir, const std::string& chat_template_override_path = "");
 
-// One line of `plumbline tokenize`. `json_line` is {"text": ...} or {"messages": ..., "tools"?, "add_generation_prompt"?,
-// "chat_template_kwargs"?}. Returns one JSON line without its newline: {"text": TEXT, "ids": [...]} or {"error": REASON}. Adds
-// no special tokens of its own; special tokens spelt out in the text count as such.
+// One line of `plumbline tokenize`. `json_line` is {"text": ...} or {"messages": ..., "tools"?,
+// "add_generation_prompt"?, "chat_template_kwargs"?}. Returns one JSON line without its newline:
+// {"text": TEXT, "ids": [...]} or {"error": REASON}. Adds no special tokens of its own; special
+// tokens spelt out in the text count as such.
 std::string TokenizeLine(const ModelText& model_text, std::string_view json_line);
 
 }  // namespace plumbline

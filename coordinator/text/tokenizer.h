@@ -1,9 +1,10 @@
-// Tokenizer: text <-> token ids, as a checkpoint's tokenizer.json (Hugging Face `tokenizers` format) says. Ids and
-// decoded text equal that library's.
+// Tokenizer: text <-> token ids, as a checkpoint's tokenizer.json (Hugging Face `tokenizers`
+// format) says. Ids and decoded text equal that library's.
 //
-// Supported: BPE models (byte-level and SentencePiece style with byte fallback) with the normalizers, pre-tokenizers,
-// post-processors and decoders that published causal language models use. Anything else in the file is an error
-// that names it. Immutable after loading; every method may be called from any thread.
+// Supported: BPE models (byte-level and SentencePiece style with byte fallback) with the
+// normalizers, pre-tokenizers, post-processors and decoders that published causal language models
+// use. Anything else in the file is an error that names it. Immutable after loading; every method
+// may be called from any thread.
 #pragma once
 
 #include <cstdint>
@@ -40,10 +41,12 @@ class Tokenizer {
   // INVALID_ARGUMENT when `utf8` is not UTF-8.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view utf8,
                                               const EncodeOptions& options = {}) const;
-  // Always valid UTF-8: bytes that form no character become U+FFFD. Ids outside the vocabulary add nothing.
+  // Always valid UTF-8: bytes that form no character become U+FFFD. Ids outside the vocabulary add
+  // nothing.
   std::string Decode(std::span<const int32_t> ids, const DecodeOptions& options = {}) const;
 
-  // The bytes a token adds in the middle of a text (any bytes, perhaps part of a character); empty when there is none.
+  // The bytes a token adds in the middle of a text (any bytes, perhaps part of a character); empty
+  // when there is none.
   std::string TokenBytes(int32_t id) const;
   // The token as the vocabulary spells it; empty when there is none.
   std::string_view TokenString(int32_t id) const;
