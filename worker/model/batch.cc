@@ -1,0 +1,146 @@
+#include "worker/model/batch.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace plumbline {
+namespace {
+
+absl::Status CheckSequence(const SequencePlan& sequence, const BatchLimits& limits) {
+  const int64_t count = static_cast<int64_t>(sequence.tokens.size());
+  const int64_t end = sequence.start + count;
+  if (count == 0) return absl::InvalidArgumentError("no tokens");
+  if (sequence.start < 0 || end > limits.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat("positions [", sequence.start, ", ", end,
+                                                   ") outside the context of ", limits.max_positions));
+  }
+  if (sequence.num_prompt_tokens < 0 || sequence.num_prompt_tokens > count) {
+    return absl::InvalidArgumentError(absl::StrCat("num_prompt_tokens ", sequence.num_prompt_tokens));
+  }
+  if (sequence.num_prompt_tokens > 0 && sequence.start % kChunkTokens != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a prompt chunk starts at ", sequence.start, ", off the grid of ", kChunkTokens));
+  }
+  for (int32_t token : sequence.tokens) {
+    if (token < 0 || token >= limits.vocab) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token ", token, " outside the vocabulary of ", limits.vocab));
+    }
+  }
+  if (static_cast<int64_t>(sequence.block_table.size()) * kBlockTokens < end) {
+    return absl::InvalidArgumentError(absl::StrCat("block table of ", sequence.block_table.size(),
+                                                   " blocks for ", end, " positions"));
+  }
+  for (int32_t block : sequence.block_table) {
+    if (block < 0 || block >= limits.num_blocks) {
+      return absl::InvalidArgumentError(absl::StrCat("block ", block, " of ", limits.num_blocks));
+    }
+  }
+  if (limits.num_state_slots > 0 &&
+      (sequence.state_slot < 0 || sequence.state_slot >= limits.num_state_slots)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("state slot ", sequence.state_slot, " of ", limits.num_state_slots));
+  }
+  if (!sequence.targets.empty() && static_cast<int64_t>(sequence.targets.size()) != count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(sequence.targets.size(), " targets for ", count, " tokens"));
+  }
+  for (int32_t target : sequence.targets) {
+    if (target < -1 || target >= limits.vocab) {
+      return absl::InvalidArgumentError(absl::StrCat("target ", target));
+    }
+  }
+  for (const DrawPlan::Entry& entry : sequence.draw.entries) {
+    if (entry.token < 0 || entry.token >= limits.vocab) {
+      return absl::InvalidArgumentError(absl::StrCat("penalty on token ", entry.token));
+    }
+  }
+  if (sequence.num_top_logprobs > limits.vocab) {
+    return absl::InvalidArgumentError(absl::StrCat("num_top_logprobs ", sequence.num_top_logprobs));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckPlan(const StepPlan& plan, const BatchLimits& limits) {
+  const int64_t num_sequences = static_cast<int64_t>(plan.sequences.size());
+  if (num_sequences == 0 || num_sequences > limits.max_sequences ||
+      plan.num_tokens() > limits.max_step_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "step ", plan.step, " has ", num_sequences, " sequences and ", plan.num_tokens(),
+        " tokens; limits are ", limits.max_sequences, " and ", limits.max_step_tokens));
+  }
+  for (const SequencePlan& sequence : plan.sequences) {
+    if (absl::Status status = CheckSequence(sequence, limits); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("step ", plan.step, ", sequence ",
+                                                     sequence.sequence_id, ": ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+BatchBuilder::BatchBuilder(Device& device, const BatchLimits& limits, int64_t rotary_dim)
+    : device_(device), rotary_dim_(rotary_dim) {
+  const int64_t rows = limits.max_step_tokens, sequences = limits.max_sequences;
+  // A rectangular table: every sequence could have the longest context.
+  max_table_ints_ = sequences * ((limits.max_positions + kBlockTokens - 1) / kBlockTokens);
+  for (Buffer* buffer : {&tokens_, &positions_, &kv_slots_}) *buffer = device.Allocate(rows * 4);
+  for (Buffer* buffer : {&cos_, &sin_}) {
+    *buffer = device.Allocate(std::max<int64_t>(rows * rotary_dim / 2 * 4, 4));
+  }
+  for (Buffer* buffer : {&row_begin_, &start_, &num_prompt_rows_, &state_slot_}) {
+    *buffer = device.Allocate((sequences + 1) * 4);
+  }
+  block_table_ = device.Allocate(max_table_ints_ * 4);
+}
+
+Tensor BatchBuilder::UploadInts(Buffer& buffer, const std::vector<int32_t>& values, Shape shape) {
+  Tensor view = buffer.View(DType::kI32, shape);
+  device_.Upload(view, values.data());
+  return view;
+}
+
+Batch BatchBuilder::Build(const StepPlan& plan) {
+  const int64_t num_sequences = static_cast<int64_t>(plan.sequences.size());
+  size_t max_blocks = 1;
+  for (const SequencePlan& sequence : plan.sequences) {
+    max_blocks = std::max(max_blocks, sequence.block_table.size());
+  }
+  std::vector<int32_t> tokens, positions, kv_slots, row_begin = {0}, start, num_prompt_rows, state_slot;
+  std::vector<int32_t> block_table(num_sequences * max_blocks, 0);
+  for (int64_t s = 0; s < num_sequences; ++s) {
+    const SequencePlan& sequence = plan.sequences[s];
+    std::copy(sequence.block_table.begin(), sequence.block_table.end(),
+              block_table.begin() + s * max_blocks);
+    for (size_t i = 0; i < sequence.tokens.size(); ++i) {
+      const int32_t position = sequence.start + static_cast<int32_t>(i);
+      tokens.push_back(sequence.tokens[i]);
+      positions.push_back(position);
+      kv_slots.push_back(sequence.block_table[position / kBlockTokens] * kBlockTokens +
+                         position % kBlockTokens);
+    }
+    row_begin.push_back(static_cast<int32_t>(tokens.size()));
+    start.push_back(sequence.start);
+    num_prompt_rows.push_back(sequence.num_prompt_tokens);
+    state_slot.push_back(sequence.state_slot);
+  }
+  const int64_t rows = static_cast<int64_t>(tokens.size());
+  return {
+      .num_rows = rows,
+      .tokens = UploadInts(tokens_, tokens, {rows}),
+      .positions = UploadInts(positions_, positions, {rows}),
+      .kv_slots = UploadInts(kv_slots_, kv_slots, {rows}),
+      .cos = cos_.View(DType::kF32, {rows, rotary_dim_ / 2}),
+      .sin = sin_.View(DType::kF32, {rows, rotary_dim_ / 2}),
+      .sequences = {.row_begin = UploadInts(row_begin_, row_begin, {num_sequences + 1}),
+                    .start = UploadInts(start_, start, {num_sequences}),
+                    .num_prompt_rows = UploadInts(num_prompt_rows_, num_prompt_rows, {num_sequences}),
+                    .block_table = UploadInts(block_table_, block_table,
+                                              {num_sequences, static_cast<int64_t>(max_blocks)}),
+                    .state_slot = UploadInts(state_slot_, state_slot, {num_sequences})},
+  };
+}
+
+}  // namespace plumbline

@@ -1,0 +1,77 @@
+#include "worker/model/decoder_layer.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status.h"
+
+namespace plumbline {
+
+absl::StatusOr<DecoderLayer> DecoderLayer::Load(const ModelConfig& config, const ShardPlan& plan,
+                                                int64_t index, WeightLoader& loader) {
+  const std::string prefix = absl::StrCat("model.layers.", index, ".");
+  DecoderLayer layer;
+  layer.index_ = index;
+  layer.norm_offset_ = config.norm_offset;
+  layer.eps_ = config.norm_eps;
+  PL_ASSIGN_OR_RETURN(layer.input_norm_, loader.Vector({prefix + "input_layernorm.weight"}));
+  PL_ASSIGN_OR_RETURN(layer.post_mixer_norm_,
+                      loader.Vector({prefix + "post_attention_layernorm.weight"}));
+  if (config.layers[index].mixer == MixerKind::kAttention) {
+    PL_ASSIGN_OR_RETURN(layer.mixer_, Attention::Load(config, plan, prefix, loader));
+  } else {
+    PL_ASSIGN_OR_RETURN(layer.mixer_, DeltaNet::Load(config, plan, prefix, loader));
+  }
+  if (config.layers[index].moe) {
+    PL_ASSIGN_OR_RETURN(layer.mlp_, LoadMoeMlp(config, prefix, loader));
+  } else {
+    PL_ASSIGN_OR_RETURN(layer.mlp_, LoadDenseMlp(prefix, loader));
+  }
+  return layer;
+}
+
+void DecoderLayer::AddAndNorm(const Context& context, const Buffer& weight,
+                              Activations& activations) const {
+  context.ops->ReduceAddRmsNorm({.out = activations.normed,
+                                 .h = activations.h,
+                                 .partials = activations.partials,
+                                 .weight = weight.View(DType::kF32, {activations.h.dim(1)}),
+                                 .weight_offset = norm_offset_,
+                                 .eps = eps_});
+}
+
+absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, const SequenceCache& cache,
+                                   Activations& activations) const {
+  const int64_t rows = batch.num_rows, hidden = activations.h.dim(1);
+  activations.scratch->Reset();
+  AddAndNorm(context, input_norm_, activations);
+  Tensor mixed = context.exchange->Local(rows, hidden);
+  if (const auto* attention = std::get_if<Attention>(&mixer_)) {
+    attention->Forward(context, batch, cache.KvOf(index_), cache.num_blocks(), activations, mixed);
+  } else {
+    std::get<DeltaNet>(mixer_).Forward(context, batch, cache.StateOf(index_), cache.num_slots(),
+                                       activations, mixed);
+  }
+  PL_ASSIGN_OR_RETURN(activations.partials, context.exchange->Exchange(rows, hidden));
+
+  activations.scratch->Reset();
+  AddAndNorm(context, post_mixer_norm_, activations);
+  mlp_->Forward(context, activations, context.exchange->Local(rows, hidden));
+  PL_ASSIGN_OR_RETURN(activations.partials, context.exchange->Exchange(rows, hidden));
+  return absl::OkStatus();
+}
+
+int64_t DecoderLayer::ScratchBytes(const ModelConfig& config, const ShardPlan& plan, int64_t rows,
+                                   DType act) {
+  int64_t bytes = 0;
+  for (const LayerConfig& layer : config.layers) {
+    bytes = std::max(bytes, layer.mixer == MixerKind::kAttention
+                                ? Attention::ScratchBytes(config, plan, rows, act)
+                                : DeltaNet::ScratchBytes(config, plan, rows, act));
+    bytes = std::max(bytes, layer.moe ? MoeMlpScratchBytes(config.moe, rows)
+                                      : DenseMlpScratchBytes(layer.ffn / plan.mesh().tp, rows, act));
+  }
+  return bytes;
+}
+
+}  // namespace plumbline

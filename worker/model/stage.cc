@@ -1,0 +1,137 @@
+#include "worker/model/stage.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status.h"
+
+namespace plumbline {
+
+absl::StatusOr<std::unique_ptr<Stage>> Stage::Load(Options options, Backend backend, WeightSource& source) {
+  if (options.limits.max_step_tokens < kChunkTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("max step tokens is ", options.limits.max_step_tokens,
+                                                   "; at least ", kChunkTokens, " are needed"));
+  }
+  PL_ASSIGN_OR_RETURN(ShardPlan plan, ShardPlan::Make(options.config, options.mesh));
+  auto stage = std::unique_ptr<Stage>(new Stage(std::move(options), std::move(plan), std::move(backend)));
+  PL_RETURN_IF_ERROR(stage->LoadWeights(source));
+  return stage;
+}
+
+Stage::Stage(Options options, ShardPlan plan, Backend backend)
+    : options_(std::move(options)),
+      plan_(std::move(plan)),
+      backend_(std::move(backend)),
+      stage_index_(options_.mesh.StageOf(options_.rank)),
+      layer_range_(plan_.LayersOf(stage_index_)) {}
+
+absl::Status Stage::LoadWeights(WeightSource& source) {
+  const ModelConfig& config = options_.config;
+  const DType act = options_.compute_dtype;
+  Device& device = *backend_.device;
+  WeightLoader loader({.device = &device,
+                       .ops = backend_.ops.get(),
+                       .source = &source,
+                       .plan = &plan_,
+                       .rank = options_.rank,
+                       .act = act,
+                       .on_progress = [this](int64_t bytes_done) {
+                         weight_bytes_ = bytes_done;
+                         if (options_.on_progress) options_.on_progress(bytes_done);
+                       }});
+  if (stage_index_ == 0) {
+    PL_ASSIGN_OR_RETURN(embedding_, loader.EmbeddingTable("model.embed_tokens.weight"));
+  }
+  for (int64_t layer = layer_range_.first; layer < layer_range_.last; ++layer) {
+    PL_ASSIGN_OR_RETURN(DecoderLayer loaded, DecoderLayer::Load(config, plan_, layer, loader));
+    layers_.push_back(std::move(loaded));
+  }
+  if (stage_index_ == options_.mesh.pp - 1) {
+    PL_ASSIGN_OR_RETURN(Head head, Head::Load(config, plan_, device, act, loader));
+    head_ = std::make_unique<Head>(std::move(head));
+  }
+  PL_ASSIGN_OR_RETURN(cache_, SequenceCache::Make(device, config, plan_, stage_index_, options_.limits, act));
+  const int64_t rows = options_.limits.max_step_tokens;
+  limits_ = {.max_step_tokens = rows,
+             .max_sequences = options_.limits.max_sequences,
+             .num_blocks = cache_.num_blocks(),
+             .num_state_slots = cache_.num_slots(),
+             .max_positions = config.max_positions,
+             .vocab = config.vocab};
+  batches_ = std::make_unique<BatchBuilder>(device, limits_, config.rope.rotary_dim);
+  const int64_t half = static_cast<int64_t>(config.rope.inv_freq.size());
+  inv_freq_ = device.Allocate(std::max<int64_t>(half * 4, 4));
+  if (half > 0) device.Upload(inv_freq_.View(DType::kF32, {half}), config.rope.inv_freq.data());
+  h_ = device.Allocate(rows * config.hidden * 4);
+  normed_ = device.Allocate(rows * config.hidden * SizeOf(act));
+  Buffer scratch = device.Allocate(DecoderLayer::ScratchBytes(config, plan_, rows, act));
+  if (h_.data() == nullptr || normed_.data() == nullptr || scratch.data() == nullptr) {
+    return absl::ResourceExhaustedError(absl::StrCat("no memory for the activations of ", rows, " tokens"));
+  }
+  scratch_ = Scratch(std::move(scratch));
+  return absl::OkStatus();
+}
+
+void Stage::Connect(StageLinks links) {
+  links_ = links;
+  exchange_ = std::make_unique<PartialExchange>(*backend_.device, *backend_.ops, *links.tp,
+                                                options_.limits.max_step_tokens * options_.config.hidden);
+}
+
+// Embeds on the first stage; takes over the residual stream from the stage before on the others.
+absl::Status Stage::Begin(const Batch& batch, Activations& activations) {
+  const int64_t hidden = options_.config.hidden;
+  if (stage_index_ > 0) return links_.pp->Recv(activations.h, stage_index_ - 1);
+  backend_.device->Zero(activations.h);
+  backend_.ops->Embed({.out = exchange_->Local(batch.num_rows, hidden),
+                       .tokens = batch.tokens,
+                       .table = embedding_.rows,
+                       .vocab_begin = embedding_.first_row});
+  PL_ASSIGN_OR_RETURN(activations.partials, exchange_->Exchange(batch.num_rows, hidden));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
+  PL_RETURN_IF_ERROR(CheckPlan(plan, limits_));
+  const Context context = {.device = backend_.device.get(),
+                           .ops = backend_.ops.get(),
+                           .exchange = exchange_.get(),
+                           .act = options_.compute_dtype};
+  const Batch batch = batches_->Build(plan);
+  const int64_t half = static_cast<int64_t>(options_.config.rope.inv_freq.size());
+  if (half > 0) {
+    context.ops->RopeTable({.cos = batch.cos,
+                            .sin = batch.sin,
+                            .positions = batch.positions,
+                            .inv_freq = inv_freq_.View(DType::kF32, {half}),
+                            .attention_factor = options_.config.rope.attention_factor});
+  }
+  const Shape residual = {batch.num_rows, options_.config.hidden};
+  Activations activations = {.h = h_.View(DType::kF32, residual),
+                             .normed = normed_.View(context.act, residual),
+                             .scratch = &scratch_};
+  PL_RETURN_IF_ERROR(Begin(batch, activations));
+  for (const DecoderLayer& layer : layers_) {
+    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_, activations));
+  }
+  context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
+  StepResult result = {.epoch = plan.epoch, .step = plan.step};
+  if (head_ == nullptr) {
+    PL_RETURN_IF_ERROR(links_.pp->Send(activations.h, stage_index_ + 1));
+    return result;
+  }
+  PL_ASSIGN_OR_RETURN(result.sequences, head_->Forward(context, *links_.tp, plan, activations.h));
+  return result;
+}
+
+int64_t StageActivationBytes(const ModelConfig& config, const ShardPlan& plan, int stage,
+                             const CacheLimits& limits, DType act) {
+  const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp;
+  int64_t bytes = rows * config.hidden * (4 + static_cast<int64_t>(SizeOf(act)));  // h, normed
+  bytes += rows * config.hidden * 4 * (tp > 1 ? tp + 2 : 1);                       // PartialExchange
+  bytes += DecoderLayer::ScratchBytes(config, plan, rows, act);
+  if (stage == plan.mesh().pp - 1) bytes += Head::BufferBytes(config, plan, act);
+  return bytes;
+}
+
+}  // namespace plumbline
