@@ -3,8 +3,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
-#include "kernels/cpu/float16.h"
+#include "kernels/half.h"
 
 namespace plumbline {
 
@@ -18,14 +19,14 @@ struct Scalar {
   static void Store(float* p, F32 x) { *p = x; }
   static void StoreFirst(float* p, F32 x, int) { *p = x; }
 
-  static F32 LoadBf16(const uint16_t* p) { return Bf16ToF32(*p); }
-  static F32 LoadBf16First(const uint16_t* p, int) { return Bf16ToF32(*p); }
-  static void StoreBf16(uint16_t* p, F32 x) { *p = F32ToBf16(x); }
-  static void StoreBf16First(uint16_t* p, F32 x, int) { *p = F32ToBf16(x); }
-  static F32 LoadF16(const uint16_t* p) { return F16ToF32(*p); }
-  static F32 LoadF16First(const uint16_t* p, int) { return F16ToF32(*p); }
-  static void StoreF16(uint16_t* p, F32 x) { *p = F32ToF16(x); }
-  static void StoreF16First(uint16_t* p, F32 x, int) { *p = F32ToF16(x); }
+  static F32 LoadBf16(const uint16_t* p) { return ToFloat(Bf16{*p}); }
+  static F32 LoadBf16First(const uint16_t* p, int) { return ToFloat(Bf16{*p}); }
+  static void StoreBf16(uint16_t* p, F32 x) { *p = FromFloat<Bf16>(x).bits; }
+  static void StoreBf16First(uint16_t* p, F32 x, int) { *p = FromFloat<Bf16>(x).bits; }
+  static F32 LoadF16(const uint16_t* p) { return ToFloat(F16{*p}); }
+  static F32 LoadF16First(const uint16_t* p, int) { return ToFloat(F16{*p}); }
+  static void StoreF16(uint16_t* p, F32 x) { *p = FromFloat<F16>(x).bits; }
+  static void StoreF16First(uint16_t* p, F32 x, int) { *p = FromFloat<F16>(x).bits; }
 
   static F32 Add(F32 a, F32 b) { return a + b; }
   static F32 Sub(F32 a, F32 b) { return a - b; }

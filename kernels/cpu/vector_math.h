@@ -32,7 +32,7 @@ typename V::F32 Sigmoid(typename V::F32 x) {
   return V::Div(one, V::Add(one, Exp<V>(V::Sub(V::Set(0.0f), x))));
 }
 
-// x * sigmoid(x), at most 2 ulp off.
+// x * sigmoid(x), at most 2.5 ulp off.
 template <typename V>
 typename V::F32 Silu(typename V::F32 x) {
   return V::Div(x, V::Add(V::Set(1.0f), Exp<V>(V::Sub(V::Set(0.0f), x))));

@@ -1,0 +1,92 @@
+#include <algorithm>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/linear_driver.h"
+
+namespace plumbline {
+
+const LinearTable& LinearTableOf(CpuArithmetic arithmetic) {
+  static const LinearTable amx = [] {
+    LinearTable table = kLinearAvx512;
+    table.bf16 = kLinearAmxBf16;
+    return table;
+  }();
+  switch (arithmetic) {
+    case CpuArithmetic::kScalarV1:
+      return kLinearScalar;
+    case CpuArithmetic::kAvx2V1:
+      return kLinearAvx2;
+    case CpuArithmetic::kAvx512Bf16V1:
+      return kLinearAvx512;
+    case CpuArithmetic::kAmxV1:
+      return amx;
+  }
+  return kLinearScalar;
+}
+
+namespace {
+
+// x as a kernel wants it: x itself where it already lies so.
+Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format, const LinearLayout& layout,
+                   ConstTensor x) {
+  const int64_t num_rows = x.dim(0);
+  if (num_rows == 1 && x.dtype() == format.dtype && layout.padded_k() == layout.shape().k) {
+    return {static_cast<const std::byte*>(x.raw()), num_rows};
+  }
+  std::byte* data = workspace.Get<std::byte>(PanelBytes(format, layout, num_rows));
+  PackPanel(pool, format, layout, {.out = data, .x = x, .row_ids = nullptr, .num_rows = num_rows});
+  return {data, num_rows};
+}
+
+}  // namespace
+
+void CpuOps::DoLinear(const LinearArgs& args) {
+  const LinearTable& table = LinearTableOf(arithmetic_);
+  const LinearKernel& kernel = KernelOf(table, args.shape.dtype);
+  const LinearLayout layout(args.shape);
+  const Panel panel = PreparePanel(pool_, shared_, kernel.format, layout, args.x);
+  const ProductGrid grid(kernel, layout, panel.num_rows, pool_.num_threads());
+  const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>();
+  pool_.ParallelFor(grid.num_tasks(), [&](int64_t task, int thread) {
+    ProductTile tile{.kernel = kernel,
+                     .layout = layout,
+                     .weight = static_cast<const std::byte*>(args.weight.raw()),
+                     .panel = panel};
+    grid.Place(task, tile);
+    float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
+    MultiplyTree(table, tile, sums);
+    const int64_t column = tile.first_block * kBlockColumns;
+    const int64_t num_columns = std::min(tile.out_stride(), args.shape.n - column);
+    for (int64_t r = 0; r < tile.num_rows; ++r) {
+      table.store(args.out.as<float>() + (tile.first_row + r) * args.shape.n + column, sums + r * tile.out_stride(),
+                  bias ? bias + column : nullptr, num_columns);
+    }
+  });
+}
+
+void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
+  const LinearTable& table = LinearTableOf(arithmetic_);
+  const LinearKernel& kernel = KernelOf(table, args.shape.dtype);
+  const LinearLayout layout(args.shape);
+  const Panel panel = PreparePanel(pool_, shared_, kernel.format, layout, args.x);
+  const ProductGrid grid(kernel, layout, panel.num_rows, pool_.num_threads());
+  const int64_t num_outputs = layout.num_outputs(), out_bytes = static_cast<int64_t>(SizeOf(args.out.dtype()));
+  pool_.ParallelFor(grid.num_tasks(), [&](int64_t task, int thread) {
+    ProductTile tile{.kernel = kernel,
+                     .layout = layout,
+                     .weight = static_cast<const std::byte*>(args.weight.raw()),
+                     .panel = panel};
+    grid.Place(task, tile);
+    float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
+    MultiplyTree(table, tile, sums);
+    const int64_t column = tile.first_block * kHalfColumns;
+    const int64_t num_columns = std::min(tile.num_blocks * kHalfColumns, num_outputs - column);
+    for (int64_t r = 0; r < tile.num_rows; ++r) {
+      const int64_t element = (tile.first_row + r) * num_outputs + column;
+      table.gate(static_cast<std::byte*>(args.out.raw()) + element * out_bytes, args.out.dtype(),
+                 sums + r * tile.out_stride(), num_columns);
+    }
+  });
+}
+
+}  // namespace plumbline

@@ -1,0 +1,116 @@
+// Linear with AMX: bf16 tiles. A tile row of the product is computed as if it were alone, so any number of rows gives
+// the same bits per row.
+#include <immintrin.h>
+
+#include "kernels/cpu/linear_kernels.h"
+
+namespace plumbline {
+namespace {
+
+constexpr int kTileRows = 32;
+constexpr int kStepBytes = 2048;  // 32 k of a block
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0, 1: sums of the upper rows; 2, 3: of the lower; 4, 5: upper and lower rows of x; 6, 7: weight.
+void Configure(int upper_rows, int lower_rows) {
+  TileConfig config;
+  const int rows[8] = {upper_rows, upper_rows, lower_rows, lower_rows, upper_rows, lower_rows, 16, 16};
+  for (int i = 0; i < 8; ++i) {
+    if (rows[i] == 0) continue;
+    config.row_bytes[i] = 64;
+    config.rows[i] = static_cast<uint8_t>(rows[i]);
+  }
+  _tile_loadconfig(&config);
+}
+
+void PrefetchStep(const char* weight) {
+  for (int line = 0; line < kStepBytes; line += 64) _mm_prefetch(weight + line, _MM_HINT_T0);
+}
+
+// Up to 16 rows: as fast as the weight arrives from memory.
+void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out) {
+  constexpr int kPrefetchBytes = 4 * kStepBytes;
+  const int64_t out_stride = args.out_stride * 4;
+  const char* weight = static_cast<const char*>(args.weight);
+  if (args.accumulate) {
+    _tile_loadd(0, out, out_stride);
+    _tile_loadd(1, out + 16, out_stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+  }
+  for (int64_t k = 0; k < args.num_k; k += 32, x += rows * 64, weight += kStepBytes) {
+    PrefetchStep(weight + kPrefetchBytes);
+    _tile_loadd(4, x, 64);
+    _tile_loadd(6, weight, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, weight + 1024, 64);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, out, out_stride);
+  _tile_stored(1, out + 16, out_stride);
+}
+
+void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out) {
+  const int64_t out_stride = args.out_stride * 4;
+  float* lower = out + 16 * args.out_stride;
+  const char* weight = static_cast<const char*>(args.weight);
+  if (args.accumulate) {
+    _tile_loadd(0, out, out_stride);
+    _tile_loadd(1, out + 16, out_stride);
+    _tile_loadd(2, lower, out_stride);
+    _tile_loadd(3, lower + 16, out_stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < args.num_k; k += 32, x += rows * 64, weight += kStepBytes) {
+    _tile_loadd(4, x, 64);
+    _tile_loadd(6, weight, 64);
+    _tile_loadd(7, weight + 1024, 64);
+    _tile_loadd(5, x + 1024, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, out_stride);
+  _tile_stored(1, out + 16, out_stride);
+  _tile_stored(2, lower, out_stride);
+  _tile_stored(3, lower + 16, out_stride);
+}
+
+void Multiply(const MultiplyArgs& args) {
+  int configured_rows = 0;
+  for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
+    const int64_t left = args.num_rows - row;
+    const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
+    if (rows != configured_rows) Configure(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16);
+    configured_rows = rows;
+    const char* x =
+        static_cast<const char*>(args.panel) + (row * args.panel_k + args.panel_k_begin * rows) * 2;
+    float* out = args.out + row * args.out_stride;
+    if (rows <= 16) {
+      MultiplyUpper(x, rows, args, out);
+    } else {
+      MultiplyBoth(x, rows, args, out);
+    }
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+const LinearKernel kLinearAmxBf16 = {
+    {.tile_rows = kTileRows, .k_group = 32, .dtype = DType::kBf16}, Multiply};
+
+}  // namespace plumbline

@@ -1,0 +1,68 @@
+// What Linear, GatedLinear and MoeMlp share: activation panels, and products of row tiles with blocks of columns.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/linear_layout.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace plumbline {
+
+// Rows of x in a kernel's PanelFormat, every leaf padded with zeros as in the weight.
+struct Panel {
+  const std::byte* data = nullptr;
+  int64_t num_rows = 0;
+};
+
+inline int64_t PanelBytes(const PanelFormat& format, const LinearLayout& layout, int64_t num_rows) {
+  return num_rows * layout.padded_k() * static_cast<int64_t>(SizeOf(format.dtype));
+}
+
+struct PackPanelArgs {
+  std::byte* out;           // [PanelBytes]
+  ConstTensor x;            // [*, k] bf16 | f16 | f32
+  const int32_t* row_ids;   // [num_rows] rows of x to take, or null: rows [0, num_rows)
+  int64_t num_rows;
+};
+void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args);
+// The same on the calling thread.
+void PackPanel(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args);
+
+// A rectangle of the product: a range of row tiles times a range of column blocks.
+struct ProductTile {
+  const LinearKernel& kernel;
+  const LinearLayout& layout;
+  const std::byte* weight;   // packed
+  Panel panel;
+  int64_t first_row;         // a multiple of the kernel's tile_rows
+  int64_t num_rows;
+  int64_t first_block;
+  int64_t num_blocks;
+
+  int64_t out_stride() const { return num_blocks * kBlockColumns; }
+  int64_t num_sums() const { return num_rows * out_stride(); }
+};
+
+// One leaf: out[num_rows, out_stride] f32.
+void MultiplyLeaf(const ProductTile& tile, int leaf, float* out);
+
+// All leaves added in the tree. scratch: [TreeScratchFloats]; the sums are left at its start.
+int64_t TreeScratchFloats(const ProductTile& tile);
+void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch);
+
+// How an op is cut into tasks: by columns first, so that every thread streams its own part of the weight once; rows in
+// blocks whose activations stay in the cache.
+struct ProductGrid {
+  ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows, int num_threads);
+
+  int64_t num_tasks() const { return num_row_blocks * num_column_groups; }
+  // Sets rows and blocks of a tile to those of a task.
+  void Place(int64_t task, ProductTile& tile) const;
+
+  int64_t num_rows, num_blocks;
+  int64_t rows_per_block, blocks_per_group;
+  int64_t num_row_blocks, num_column_groups;
+};
+
+}  // namespace plumbline

@@ -1,0 +1,110 @@
+// Kernels over a vector type V (simd_*.h), for the tables of linear_scalar.cc, linear_avx2.cc and linear_avx512.cc.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/vector_math.h"
+
+namespace plumbline {
+
+// f32 multiply-add kernel. Weight::kGroup rows of k are stored together at Weight::Row(weight, k); Weight::Load gives row
+// g of them at 16-column half `half`, vector v.
+template <typename V, typename Weight, int kRows, int kVectors>
+void MultiplyAddTile(const float* panel, const MultiplyArgs& args, int column, float* out) {
+  using F32 = typename V::F32;
+  F32 sum[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = args.accumulate ? V::Load(out + r * args.out_stride + v * V::kWidth) : V::Set(0);
+    }
+  }
+  for (int64_t k = 0; k < args.num_k; k += Weight::kGroup) {
+    const typename Weight::Element* row = Weight::Row(args.weight, k);
+    for (int g = 0; g < Weight::kGroup; ++g, panel += kRows) {
+      F32 w[kVectors];
+      for (int v = 0; v < kVectors; ++v) w[v] = Weight::Load(row, g, column + v * V::kWidth);
+      for (int r = 0; r < kRows; ++r) {
+        const F32 x = V::Set(panel[r]);
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = V::MulAdd(x, w[v], sum[r][v]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) V::Store(out + r * args.out_stride + v * V::kWidth, sum[r][v]);
+  }
+}
+
+// Calls tile<rows> for a run-time number of rows in [1, kMaxRows].
+template <int kMaxRows, template <int> typename Tile>
+struct ForRows {
+  static void Run(int rows, const void* panel, const MultiplyArgs& args, float* out) {
+    if (rows == kMaxRows) return Tile<kMaxRows>::Run(panel, args, out);
+    if constexpr (kMaxRows > 1) ForRows<kMaxRows - 1, Tile>::Run(rows, panel, args, out);
+  }
+};
+
+// Walks the row tiles of a panel.
+template <int kMaxRows, typename Element, template <int> typename Tile>
+void MultiplyRowTiles(const MultiplyArgs& args) {
+  for (int64_t row = 0; row < args.num_rows; row += kMaxRows) {
+    const int64_t left = args.num_rows - row;
+    const int rows = left < kMaxRows ? static_cast<int>(left) : kMaxRows;
+    const Element* panel =
+        static_cast<const Element*>(args.panel) + row * args.panel_k + args.panel_k_begin * rows;
+    ForRows<kMaxRows, Tile>::Run(rows, panel, args, args.out + row * args.out_stride);
+  }
+}
+
+template <typename V>
+struct LinearElementwise {
+  static void Add(float* sum, const float* x, int64_t n) {
+    int64_t i = 0;
+    for (; i + V::kWidth <= n; i += V::kWidth) V::Store(sum + i, V::Add(V::Load(sum + i), V::Load(x + i)));
+    const int rest = static_cast<int>(n - i);
+    if (rest > 0) V::StoreFirst(sum + i, V::Add(V::LoadFirst(sum + i, rest), V::LoadFirst(x + i, rest)), rest);
+  }
+
+  static void AddScaled(float* sum, const float* x, float scale, int64_t n) {
+    const typename V::F32 s = V::Set(scale);
+    int64_t i = 0;
+    for (; i + V::kWidth <= n; i += V::kWidth) {
+      V::Store(sum + i, V::Add(V::Load(sum + i), V::Mul(s, V::Load(x + i))));
+    }
+    const int rest = static_cast<int>(n - i);
+    if (rest > 0) {
+      V::StoreFirst(sum + i, V::Add(V::LoadFirst(sum + i, rest), V::Mul(s, V::LoadFirst(x + i, rest))), rest);
+    }
+  }
+
+  static void Store(float* out, const float* x, const float* bias, int64_t n) {
+    int64_t i = 0;
+    for (; i + V::kWidth <= n; i += V::kWidth) {
+      const typename V::F32 value = V::Load(x + i);
+      V::Store(out + i, bias ? V::Add(value, V::Load(bias + i)) : value);
+    }
+    const int rest = static_cast<int>(n - i);
+    if (rest > 0) {
+      const typename V::F32 value = V::LoadFirst(x + i, rest);
+      V::StoreFirst(out + i, bias ? V::Add(value, V::LoadFirst(bias + i, rest)) : value, rest);
+    }
+  }
+
+  static void Gate(void* out, DType dtype, const float* gated, int64_t n) {
+    constexpr int kHalf = 16;
+    for (int64_t i = 0; i < n; i += V::kWidth) {
+      const float* gate = gated + i / kHalf * 2 * kHalf + i % kHalf;
+      const typename V::F32 value = V::Mul(Silu<V>(V::Load(gate)), V::Load(gate + kHalf));
+      const int lanes = n - i < V::kWidth ? static_cast<int>(n - i) : V::kWidth;
+      if (dtype == DType::kBf16) {
+        V::StoreBf16First(static_cast<uint16_t*>(out) + i, value, lanes);
+      } else if (dtype == DType::kF16) {
+        V::StoreF16First(static_cast<uint16_t*>(out) + i, value, lanes);
+      } else {
+        V::StoreFirst(static_cast<float*>(out) + i, value, lanes);
+      }
+    }
+  }
+};
+
+}  // namespace plumbline

@@ -1,0 +1,81 @@
+// Linear for any processor.
+#include <cstring>
+
+#include "kernels/cpu/linear_kernels_impl.h"
+#include "kernels/cpu/simd_scalar.h"
+
+namespace plumbline {
+namespace {
+
+struct Bf16Weight {
+  static float Load(const void* weight, int64_t k, int column) {
+    return ToFloat(static_cast<const Bf16*>(weight)[Index(k, column)]);
+  }
+  static int64_t Index(int64_t k, int column) {
+    return k / 32 * 1024 + column / 16 * 512 + k % 32 / 2 * 32 + column % 16 * 2 + k % 2;
+  }
+};
+
+struct F16Weight {
+  static float Load(const void* weight, int64_t k, int column) {
+    return ToFloat(static_cast<const F16*>(weight)[Bf16Weight::Index(k, column)]);
+  }
+};
+
+struct F32Weight {
+  static float Load(const void* weight, int64_t k, int column) {
+    return static_cast<const float*>(weight)[k * 32 + column];
+  }
+};
+
+constexpr int kTileRows = 4;
+
+template <typename Weight>
+void Multiply(const MultiplyArgs& args) {
+  for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
+    const int64_t left = args.num_rows - row;
+    const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
+    const float* panel =
+        static_cast<const float*>(args.panel) + row * args.panel_k + args.panel_k_begin * rows;
+    float sum[kTileRows][32] = {};
+    for (int r = 0; args.accumulate && r < rows; ++r) {
+      std::memcpy(sum[r], args.out + (row + r) * args.out_stride, sizeof sum[r]);
+    }
+    for (int64_t k = 0; k < args.num_k; ++k, panel += rows) {
+      float w[32];
+      for (int column = 0; column < 32; ++column) w[column] = Weight::Load(args.weight, k, column);
+      for (int r = 0; r < rows; ++r) {
+        const float x = panel[r];
+        for (int column = 0; column < 32; ++column) sum[r][column] += x * w[column];
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      std::memcpy(args.out + (row + r) * args.out_stride, sum[r], sizeof sum[r]);
+    }
+  }
+}
+
+void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_stride) {
+  for (int c = 0; c < 16; ++c) {
+    char* row = static_cast<char*>(to) + c * to_stride;
+    const char* column = static_cast<const char*>(from) + c * 4;
+    for (int r = 0; r < 16; ++r) std::memcpy(row + r * 4, column + r * from_stride, 4);
+  }
+}
+
+constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .dtype = DType::kF32};
+
+}  // namespace
+
+const LinearTable kLinearScalar = {
+    .bf16 = {kFormat, Multiply<Bf16Weight>},
+    .f16 = {kFormat, Multiply<F16Weight>},
+    .f32 = {kFormat, Multiply<F32Weight>},
+    .add = LinearElementwise<Scalar>::Add,
+    .add_scaled = LinearElementwise<Scalar>::AddScaled,
+    .store = LinearElementwise<Scalar>::Store,
+    .gate = LinearElementwise<Scalar>::Gate,
+    .transpose = Transpose,
+};
+
+}  // namespace plumbline
