@@ -1,0 +1,48 @@
+// LocalRanks: a whole mesh of ranks as threads of this process, with the same stages and communicators' contract as a
+// cluster of processes. For one-shot commands, tests and `doctor`.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "parallel/mesh.h"
+#include "parallel/model_config.h"
+#include "parallel/planner.h"
+#include "parallel/step_plan.h"
+#include "worker/weight_source.h"
+
+namespace plumbline {
+
+class LocalRanks {
+ public:
+  struct Options {
+    ModelConfig config;
+    Mesh mesh;
+    CacheLimits limits;
+    DType compute_dtype = DType::kBf16;
+    std::string arithmetic;    // of CpuArithmetics(), or "reference-1"
+    int threads_per_rank = 1;
+    enum class Transport { kThreads, kGloo } transport = Transport::kThreads;  // kGloo: over loopback TCP
+    // A source of this rank's own.
+    std::function<absl::StatusOr<std::unique_ptr<WeightSource>>(const ShardPlan& plan)> open_weights;
+    std::function<void(int rank, int64_t bytes_done)> on_progress;  // from the ranks' threads; may be empty
+  };
+  // Returns when every rank holds its weights, or the first failure.
+  static absl::StatusOr<std::unique_ptr<LocalRanks>> Start(Options options);
+  virtual ~LocalRanks() = default;  // finishes the steps that were submitted
+
+  using Done = std::function<void(absl::StatusOr<StepResult>)>;
+  // Steps run in order, up to mesh.pp of them at once; done is called on a rank's thread. Any thread.
+  virtual void Submit(StepPlan plan, Done done) = 0;
+  // Submits and waits.
+  absl::StatusOr<StepResult> Run(StepPlan plan);
+
+  virtual int64_t num_blocks() const = 0;
+  virtual int64_t num_state_slots() const = 0;
+  virtual int64_t weight_bytes(int rank) const = 0;
+};
+
+}  // namespace plumbline
