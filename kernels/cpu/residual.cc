@@ -1,0 +1,81 @@
+// Embed, TreeSum, ReduceAdd, ReduceAddRmsNorm, RmsNormRows.
+#include <algorithm>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/sequence_kernels.h"
+
+namespace plumbline {
+namespace {
+
+constexpr int64_t kElementsPerTask = 16384;
+
+}  // namespace
+
+void CpuOps::DoEmbed(const EmbedArgs& args) {
+  const int64_t hidden = args.table.dim(1), row_bytes = hidden * static_cast<int64_t>(SizeOf(args.table.dtype()));
+  const auto widen = SequenceKernelsOf(arithmetic_).widen_row[ActIndex(args.table.dtype())];
+  pool_.ParallelFor(args.tokens.dim(0), [&](int64_t t, int) {
+    float* out = args.out.as<float>() + t * hidden;
+    const int64_t row = args.tokens.as<int32_t>()[t] - args.vocab_begin;
+    if (row < 0 || row >= args.table.dim(0)) {
+      std::fill(out, out + hidden, 0.0f);
+    } else {
+      widen(out, static_cast<const std::byte*>(args.table.raw()) + row * row_bytes, hidden);
+    }
+  });
+}
+
+void CpuOps::DoTreeSum(const TreeSumArgs& args) {
+  const int64_t size = args.out.num_elements();
+  const auto add = SequenceKernelsOf(arithmetic_).add_partials;
+  pool_.ParallelFor((size + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task, int) {
+    const int64_t begin = task * kElementsPerTask;
+    add({.out = args.out.as<float>() + begin, .addend = nullptr, .partials = args.partials.as<float>() + begin,
+         .slice = size, .num_partials = static_cast<int>(args.partials.dim(0))},
+        std::min(kElementsPerTask, size - begin));
+  });
+}
+
+void CpuOps::DoReduceAdd(const ReduceAddArgs& args) {
+  const int64_t size = args.h.num_elements();
+  const auto add = SequenceKernelsOf(arithmetic_).add_partials;
+  pool_.ParallelFor((size + kElementsPerTask - 1) / kElementsPerTask, [&](int64_t task, int) {
+    const int64_t begin = task * kElementsPerTask;
+    float* h = args.h.as<float>() + begin;
+    add({.out = h, .addend = h, .partials = args.partials.as<float>() + begin, .slice = size,
+         .num_partials = static_cast<int>(args.partials.dim(0))},
+        std::min(kElementsPerTask, size - begin));
+  });
+}
+
+void CpuOps::DoReduceAddRmsNorm(const ReduceAddRmsNormArgs& args) {
+  const int64_t rows = args.h.dim(0), hidden = args.h.dim(1);
+  const int64_t out_bytes = hidden * static_cast<int64_t>(SizeOf(args.out.dtype()));
+  const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
+  const auto norm = kernels.rms_norm_row[ActIndex(args.out.dtype())];
+  pool_.ParallelFor(rows, [&](int64_t t, int) {
+    float* h = args.h.as<float>() + t * hidden;
+    if (!args.partials.empty()) {
+      kernels.add_partials({.out = h, .addend = h, .partials = args.partials.as<float>() + t * hidden,
+                            .slice = rows * hidden, .num_partials = static_cast<int>(args.partials.dim(0))},
+                           hidden);
+    }
+    norm({.out = static_cast<std::byte*>(args.out.raw()) + t * out_bytes, .x = h,
+          .weight = args.weight.as<float>(), .weight_offset = args.weight_offset, .eps = args.eps},
+         hidden);
+  });
+}
+
+void CpuOps::DoRmsNormRows(const RmsNormRowsArgs& args) {
+  const int64_t hidden = args.h.dim(1);
+  const int64_t out_bytes = hidden * static_cast<int64_t>(SizeOf(args.out.dtype()));
+  const auto norm = SequenceKernelsOf(arithmetic_).rms_norm_row[ActIndex(args.out.dtype())];
+  pool_.ParallelFor(args.rows.dim(0), [&](int64_t r, int) {
+    norm({.out = static_cast<std::byte*>(args.out.raw()) + r * out_bytes,
+          .x = args.h.as<float>() + args.rows.as<int32_t>()[r] * hidden, .weight = args.weight.as<float>(),
+          .weight_offset = args.weight_offset, .eps = args.eps},
+         hidden);
+  });
+}
+
+}  // namespace plumbline

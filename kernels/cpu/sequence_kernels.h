@@ -1,0 +1,141 @@
+// SequenceKernels: the inner loops of every op that is not a linear, one table per arithmetic. A task struct holds plain
+// pointers to one piece of work; the op (residual.cc, attention.cc, delta_net.cc, sampling.cc) cuts the work into tasks.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/tensor.h"
+
+namespace plumbline {
+
+inline constexpr int kNumActTypes = 3;  // tables of functions by type: [0] f32, [1] bf16, [2] f16
+
+// out = (addend +) the tree over partials; slice floats apart. out may be addend.
+struct SliceSum {
+  float* out;
+  const float* addend;  // or null
+  const float* partials;
+  int64_t slice;
+  int num_partials;     // 1, 2, 4 or 8
+};
+
+struct RmsNormRowTask {
+  void* out;
+  const float* x;
+  const float* weight;
+  float weight_offset, eps;
+};
+
+// One row of QkNormRope.
+struct QkNormRopeTask {
+  void* q;                  // [Nq, H]
+  void* k;                  // first KV head's row in the cache; heads are cache_head_stride elements apart
+  void* v;
+  int64_t cache_head_stride;
+  const float* qkv;
+  int64_t query_stride;     // H, or 2 H with gates between the query heads
+  const float* q_norm;      // [H] or null
+  const float* k_norm;
+  const float* cos;         // [rotary_half]
+  const float* sin;
+  float* scratch;           // [H]
+  int num_query_heads, num_kv_heads, head_dim, rotary_half;
+  float norm_offset, eps;
+};
+
+// Attention of num_tokens consecutive rows of one sequence in the query heads of one KV head.
+struct AttentionTask {
+  void* out;                // [token, group, H]: token t at out + t * token_stride elements
+  const void* q;
+  int64_t token_stride;     // Nq * H
+  const void* k_cache;      // this KV head in block 0; blocks are block_stride elements apart
+  const void* v_cache;
+  int64_t block_stride;     // Nkv * B * H
+  const int32_t* blocks;    // KV block of positions [j * B, (j + 1) * B)
+  const float* gate;        // first head's gate in the first token's row, heads 2 H apart; or null
+  int64_t gate_stride;      // from token to token
+  int num_tokens, group, head_dim;
+  int64_t first_position;
+  float scale;
+  void* scratch;            // attention_scratch_bytes
+};
+
+inline constexpr int kMaxAttentionRows = 128;  // num_tokens * group of a task
+
+// A block of channels of one sequence in CausalConv. Pointers are those of the block's first channel.
+struct ConvTask {
+  float* out;               // rows out_stride apart
+  int64_t out_stride;
+  void* state;              // [num_channels, width - 1]
+  const float* x;           // rows x_stride apart
+  int64_t x_stride;
+  const float* weight;      // [num_channels, width]
+  int num_channels, width;
+  int64_t num_rows;
+  bool fresh;               // the sequence starts here: the state's content does not matter
+};
+
+inline constexpr int kMaxConvWidth = 16;
+
+// All rows of one sequence in the value heads of one key head.
+struct DeltaNetTask {
+  void* out;                // this group's first value head, rows out_stride elements apart
+  int64_t out_stride;       // Hv * Q
+  float* state;             // [group, P, Q]
+  const float* q;           // rows conv_stride apart: [P]
+  const float* k;           // [P]
+  const float* v;           // [group, Q]
+  int64_t conv_stride;
+  const float* z;           // rows projection_stride apart: [group, Q]
+  const float* b;           // [group]
+  const float* a;           // [group]
+  int64_t projection_stride;
+  const float* a_log;       // [group]
+  const float* dt_bias;     // [group]
+  const float* norm;        // [Q]
+  int64_t num_rows, num_prompt_rows;
+  int group, key_dim, value_dim;
+  float eps;
+  bool sigmoid_gate;        // else SiLU
+  bool fresh;
+  float* scratch;           // delta_net_scratch floats
+};
+
+struct SequenceKernels {
+  void (*widen_row[kNumActTypes])(float* out, const void* in, int64_t n);
+  void (*add_partials)(const SliceSum& sum, int64_t n);
+  void (*rms_norm_row[kNumActTypes])(const RmsNormRowTask& task, int64_t n);
+  void (*qk_norm_rope_row[kNumActTypes])(const QkNormRopeTask& task);
+  int64_t (*attention_scratch_bytes)(int num_rows, int head_dim);
+  void (*attention[kNumActTypes])(const AttentionTask& task);
+  void (*causal_conv[kNumActTypes])(const ConvTask& task);
+  int64_t (*delta_net_scratch)(int key_dim, int value_dim, int group);
+  void (*delta_net[kNumActTypes])(const DeltaNetTask& task);
+  float (*max_of_row)(const float* x, int64_t n);
+};
+
+// One per file sequence_kernels_<instructions>.cc.
+extern const SequenceKernels kScalarSequenceKernels;
+extern const SequenceKernels kAvx2SequenceKernels;
+extern const SequenceKernels kAvx512SequenceKernels;
+extern const SequenceKernels kAmxSequenceKernels;
+
+// REQUIRES: dtype is f32, bf16 or f16.
+inline int ActIndex(DType dtype) { return dtype == DType::kF32 ? 0 : dtype == DType::kBf16 ? 1 : 2; }
+
+inline const SequenceKernels& SequenceKernelsOf(CpuArithmetic arithmetic) {
+  switch (arithmetic) {
+    case CpuArithmetic::kScalarV1:
+      return kScalarSequenceKernels;
+    case CpuArithmetic::kAvx2V1:
+      return kAvx2SequenceKernels;
+    case CpuArithmetic::kAvx512Bf16V1:
+      return kAvx512SequenceKernels;
+    case CpuArithmetic::kAmxV1:
+      return kAmxSequenceKernels;
+  }
+  return kScalarSequenceKernels;
+}
+
+}  // namespace plumbline

@@ -1,0 +1,25 @@
+#include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/conv_kernel.h"
+#include "kernels/cpu/delta_net_kernel.h"
+#include "kernels/cpu/row_kernels.h"
+#include "kernels/cpu/sequence_kernels.h"
+#include "kernels/cpu/lanes16_scalar.h"
+
+namespace plumbline {
+
+const SequenceKernels kScalarSequenceKernels = {
+    .widen_row = {WidenRow<ScalarLanes, float>, WidenRow<ScalarLanes, Bf16>, WidenRow<ScalarLanes, F16>},
+    .add_partials = AddPartials<ScalarLanes>,
+    .rms_norm_row = {RmsNormRow<ScalarLanes, float>, RmsNormRow<ScalarLanes, Bf16>, RmsNormRow<ScalarLanes, F16>},
+    .qk_norm_rope_row = {QkNormRopeRow<ScalarLanes, float>, QkNormRopeRow<ScalarLanes, Bf16>, QkNormRopeRow<ScalarLanes, F16>},
+    .attention_scratch_bytes = AttentionScratchBytes,
+    .attention = {AttentionKernel<ScalarLanes, float, F32Products<ScalarLanes, float>>,
+                  AttentionKernel<ScalarLanes, Bf16, F32Products<ScalarLanes, Bf16>>,
+                  AttentionKernel<ScalarLanes, F16, F32Products<ScalarLanes, F16>>},
+    .causal_conv = {ConvKernel<ScalarLanes, float>, ConvKernel<ScalarLanes, Bf16>, ConvKernel<ScalarLanes, F16>},
+    .delta_net_scratch = DeltaNetScratchFloats,
+    .delta_net = {DeltaNetKernel<ScalarLanes, float>, DeltaNetKernel<ScalarLanes, Bf16>, DeltaNetKernel<ScalarLanes, F16>},
+    .max_of_row = MaxOfRow<ScalarLanes>,
+};
+
+}  // namespace plumbline
