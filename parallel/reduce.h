@@ -15,6 +15,7 @@ class PartialExchange {
  public:
   // max_elements: the largest T * D of a step. A message of at most gather_bytes per rank is all-gathered (the consumer
   // adds the size() slices); a larger one goes by all-to-all + TreeSum + all-gather (one slice is left).
+  // REQUIRES: group.size() is 1, 2, 4 or 8 and the device has room for about twice max_elements f32.
   PartialExchange(Device& device, Ops& ops, Communicator& group, int64_t max_elements,
                   int64_t gather_bytes = int64_t{256} << 10);
 
@@ -25,14 +26,14 @@ class PartialExchange {
   absl::StatusOr<ConstTensor> Exchange(int64_t rows, int64_t columns);
 
  private:
-  Device& device_;
+  bool Gathers(int64_t num_elements) const { return num_elements <= gather_elements_; }
+
   Ops& ops_;
   Communicator& group_;
   int64_t max_elements_;
-  int64_t gather_bytes_;
-  Buffer local_;     // [max_elements, padded to a multiple of size] f32
-  Buffer gathered_;  // [size * padded] f32
-  Buffer slice_;     // [padded / size] f32
+  int64_t gather_elements_;
+  Buffer local_;     // [max_elements, padded to a multiple of size] f32: own partial sum, then the total; or empty
+  Buffer gathered_;  // [size * min(max_elements, gather_elements)] or as local_, the larger of the two; empty at size 1
 };
 
 }  // namespace plumbline
