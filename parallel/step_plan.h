@@ -8,6 +8,9 @@
 
 namespace plumbline {
 
+// The grid of exactness.md 3.5: prompts are cut only at multiples of it. Also the tokens of a KV block.
+inline constexpr int kGridTokens = 64;
+
 // How one token is drawn: SampleArgs and PenaltiesArgs of kernels/ops.h, for one row.
 struct DrawPlan {
   float temperature = 0;
