@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/half.h"
 #include "parallel/model_config.h"
+#include "worker/backend_factory.h"
 #include "worker/local_ranks.h"
 #include "worker/safetensors.h"
 
@@ -85,8 +86,7 @@ inline std::unique_ptr<LocalRanks> StartModel(const std::string& dir, const Mode
                   .max_sequences = shape.max_sequences,
                   .max_step_tokens = shape.max_step_tokens},
        .compute_dtype = shape.compute_dtype,
-       .arithmetic = shape.arithmetic,
-       .threads_per_rank = shape.threads_per_rank,
+       .make_backend = [shape] { return MakeBackend({.arithmetic = shape.arithmetic, .num_threads = shape.threads_per_rank}); },
        .transport = shape.transport,
        .open_weights = [dir, config](const ShardPlan& plan) { return OpenCheckpoint(dir, config, plan); },
        .on_progress = {}});

@@ -25,7 +25,8 @@ struct Location {
   const SafetensorsEntry* entry = nullptr;
 };
 
-// The plan's name for a tensor of the file: the text part of a vision-language checkpoint lies one level deeper.
+// The plan's name for a tensor of the file: the text part of a vision-language checkpoint lies one
+// level deeper.
 std::string CanonicalName(const std::string& name) {
   std::string_view rest = name;
   const std::string_view kNested = "model.language_model.";
@@ -33,8 +34,8 @@ std::string CanonicalName(const std::string& name) {
   return absl::StrCat("model.", std::string(rest.substr(kNested.size())));
 }
 
-// Tensors a model of this configuration does without: other modalities, draft heads, what is computed anyway, and layers
-// past the configuration's last (it may have been shortened).
+// Tensors a model of this configuration does without: other modalities, draft heads, what is
+// computed anyway, and layers past the configuration's last (it may have been shortened).
 bool IsSkippable(const std::string& name, const ModelConfig& config) {
   for (const char* prefix : {"model.visual.", "visual.", "mtp.", "model.mtp."}) {
     if (absl::StartsWith(name, prefix)) return true;
@@ -44,13 +45,15 @@ bool IsSkippable(const std::string& name, const ModelConfig& config) {
   const std::string kLayers = "model.layers.";
   if (!absl::StartsWith(name, kLayers)) return false;
   int64_t layer = 0;
-  const std::string number = name.substr(kLayers.size(), name.find('.', kLayers.size()) - kLayers.size());
+  const std::string number =
+      name.substr(kLayers.size(), name.find('.', kLayers.size()) - kLayers.size());
   return absl::SimpleAtoi(number, &layer) && layer >= config.num_layers();
 }
 
 class CheckpointWeights : public WeightSource {
  public:
-  absl::Status Open(const std::string& model_dir, const ModelConfig& config, const ShardPlan& plan) {
+  absl::Status Open(const std::string& model_dir, const ModelConfig& config,
+                    const ShardPlan& plan) {
     PL_RETURN_IF_ERROR(FindTensors(model_dir));
     PL_RETURN_IF_ERROR(CheckPlanned(model_dir, config, plan));
     return SortOutOthers(config, plan);
@@ -61,7 +64,8 @@ class CheckpointWeights : public WeightSource {
     const DType dtype = location.entry->dtype == "F32"    ? DType::kF32
                         : location.entry->dtype == "BF16" ? DType::kBf16
                                                           : DType::kF16;
-    const ConstTensor all(location.file->Data(*location.entry), dtype, {tensor.rows, tensor.columns});
+    const ConstTensor all(location.file->Data(*location.entry), dtype,
+                          {tensor.rows, tensor.columns});
     return all.Rows(range.first, range.count);
   }
 
@@ -92,13 +96,14 @@ class CheckpointWeights : public WeightSource {
   absl::Status AddTensor(const SafetensorsFile& file, const std::string& name) {
     const SafetensorsEntry* entry = file.Find(name);
     if (entry == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": there is no tensor ", name, ", though ",
-                                                     kIndexFile, " says so"));
+      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": there is no tensor ", name,
+                                                     ", though ", kIndexFile, " says so"));
     }
     const auto [it, is_new] = locations_.emplace(CanonicalName(name), Location{&file, entry});
     if (!is_new) {
-      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": tensor ", name, " is the same as ",
-                                                     it->second.entry->name, " of ", it->second.file->path()));
+      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": tensor ", name,
+                                                     " is the same as ", it->second.entry->name,
+                                                     " of ", it->second.file->path()));
     }
     return absl::OkStatus();
   }
@@ -107,45 +112,53 @@ class CheckpointWeights : public WeightSource {
     const std::string index_path = absl::StrCat(model_dir, "/", kIndexFile);
     std::error_code ignored;
     if (!std::filesystem::exists(index_path, ignored)) {
-      PL_ASSIGN_OR_RETURN(const SafetensorsFile* file, OpenFile(absl::StrCat(model_dir, "/", kSingleFile)));
-      for (const SafetensorsEntry& entry : file->entries()) PL_RETURN_IF_ERROR(AddTensor(*file, entry.name));
+      PL_ASSIGN_OR_RETURN(const SafetensorsFile* file,
+                          OpenFile(absl::StrCat(model_dir, "/", kSingleFile)));
+      for (const SafetensorsEntry& entry : file->entries())
+        PL_RETURN_IF_ERROR(AddTensor(*file, entry.name));
       return absl::OkStatus();
     }
     PL_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(index_path, kMaxIndexBytes));
     PL_ASSIGN_OR_RETURN(const nlohmann::json index, ParseJsonObject(text, index_path));
     const auto map = index.find("weight_map");
     if (map == index.end() || !map->is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(index_path, ": weight_map is missing or not an object"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(index_path, ": weight_map is missing or not an object"));
     }
     for (const auto& [name, json] : map->items()) {
       const std::string file_name = json.is_string() ? json.get<std::string>() : "";
       if (file_name.empty() || file_name.find('/') != std::string::npos) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(index_path, ": tensor ", name, " is in ", json.dump(), ", which is not a file of this folder"));
+        return absl::InvalidArgumentError(absl::StrCat(index_path, ": tensor ", name, " is in ",
+                                                       json.dump(),
+                                                       ", which is not a file of this folder"));
       }
-      PL_ASSIGN_OR_RETURN(const SafetensorsFile* file, OpenFile(absl::StrCat(model_dir, "/", file_name)));
+      PL_ASSIGN_OR_RETURN(const SafetensorsFile* file,
+                          OpenFile(absl::StrCat(model_dir, "/", file_name)));
       PL_RETURN_IF_ERROR(AddTensor(*file, name));
     }
     return absl::OkStatus();
   }
 
-  absl::Status CheckPlanned(const std::string& model_dir, const ModelConfig& config, const ShardPlan& plan) const {
+  absl::Status CheckPlanned(const std::string& model_dir, const ModelConfig& config,
+                            const ShardPlan& plan) const {
     for (const TensorPlan& tensor : plan.tensors()) {
       const auto it = locations_.find(tensor.name);
       if (it == locations_.end()) {
-        return absl::InvalidArgumentError(absl::StrCat(model_dir, ": the checkpoint has no tensor ", tensor.name));
+        return absl::InvalidArgumentError(
+            absl::StrCat(model_dir, ": the checkpoint has no tensor ", tensor.name));
       }
       const auto& [file, entry] = it->second;
       const bool f32_too = tensor.kept_f32 && entry->dtype == "F32";
       if (entry->dtype != SafetensorsName(config.dtype) && !f32_too) {
-        return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", entry->name, " is ", entry->dtype,
-                                                       "; the configuration's dtype is ",
-                                                       SafetensorsName(config.dtype)));
+        return absl::InvalidArgumentError(
+            absl::StrCat(file->path(), ": tensor ", entry->name, " is ", entry->dtype,
+                         "; the configuration's dtype is ", SafetensorsName(config.dtype)));
       }
       if (entry->shape != tensor.shape) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            file->path(), ": tensor ", entry->name, " has shape [", absl::StrJoin(entry->shape, ", "),
-            "]; the configuration asks for [", absl::StrJoin(tensor.shape, ", "), "]"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(file->path(), ": tensor ", entry->name, " has shape [",
+                         absl::StrJoin(entry->shape, ", "), "]; the configuration asks for [",
+                         absl::StrJoin(tensor.shape, ", "), "]"));
       }
     }
     return absl::OkStatus();
@@ -157,8 +170,9 @@ class CheckpointWeights : public WeightSource {
     for (const auto& [name, location] : locations_) {
       if (planned.contains(name)) continue;
       if (!IsSkippable(name, config)) {
-        return absl::InvalidArgumentError(absl::StrCat(location.file->path(), ": tensor ", location.entry->name,
-                                                       " is not part of a ", config.model_type, " model"));
+        return absl::InvalidArgumentError(absl::StrCat(location.file->path(), ": tensor ",
+                                                       location.entry->name, " is not part of a ",
+                                                       config.model_type, " model"));
       }
       skipped_.push_back(location.entry->name);
     }
@@ -174,7 +188,8 @@ class CheckpointWeights : public WeightSource {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpoint(const std::string& model_dir, const ModelConfig& config,
+absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpoint(const std::string& model_dir,
+                                                             const ModelConfig& config,
                                                              const ShardPlan& plan) {
   auto weights = std::make_unique<CheckpointWeights>();
   PL_RETURN_IF_ERROR(weights->Open(model_dir, config, plan));

@@ -7,10 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
-#include "kernels/backend.h"
 #include "parallel/communicator.h"
 #include "proto/status.h"
-#include "worker/backend_factory.h"
 #include "worker/model/stage.h"
 
 namespace plumbline {
@@ -124,10 +122,7 @@ class LocalRanksImpl final : public LocalRanks {
   absl::Status LoadRank(int r, RendezvousStore& store) {
     RankThread& rank = *ranks_[r];
     PL_ASSIGN_OR_RETURN(rank.source, options_.open_weights(plan_));
-    PL_ASSIGN_OR_RETURN(Backend backend,
-                        MakeBackend({.device = "cpu",
-                                     .arithmetic = options_.arithmetic,
-                                     .num_threads = options_.threads_per_rank}));
+    PL_ASSIGN_OR_RETURN(Backend backend, options_.make_backend());
     Stage::Options stage_options = {.config = options_.config,
                                     .mesh = options_.mesh,
                                     .rank = r,

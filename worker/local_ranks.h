@@ -4,10 +4,10 @@
 
 #include <functional>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/backend.h"
 #include "parallel/mesh.h"
 #include "parallel/model_config.h"
 #include "parallel/planner.h"
@@ -23,8 +23,7 @@ class LocalRanks {
     Mesh mesh;
     CacheLimits limits;
     DType compute_dtype = DType::kBf16;
-    std::string arithmetic;    // of CpuArithmetics(), or "reference-1"
-    int threads_per_rank = 1;
+    std::function<absl::StatusOr<Backend>()> make_backend;  // one per rank
     enum class Transport { kThreads, kGloo } transport = Transport::kThreads;  // kGloo: over loopback TCP
     // A source of this rank's own.
     std::function<absl::StatusOr<std::unique_ptr<WeightSource>>(const ShardPlan& plan)> open_weights;

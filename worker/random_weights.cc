@@ -1,4 +1,5 @@
-// MakeRandomWeights: numbers from a counter, so that any rows of any tensor can be had without those before them.
+// MakeRandomWeights: numbers from a counter, so that any rows of any tensor can be had without
+// those before them.
 #include <algorithm>
 #include <cmath>
 
@@ -10,10 +11,12 @@
 namespace plumbline {
 namespace {
 
-constexpr int kPerWord = 4;     // 16-bit numbers of one 64-bit word
-constexpr int64_t kBlock = 256;  // elements made at a time: a fixed count lets the compiler use vectors
+constexpr int kPerWord = 4;  // 16-bit numbers of one 64-bit word
+constexpr int64_t kBlock =
+    256;  // elements made at a time: a fixed count lets the compiler use vectors
 
-// The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014).
+// The finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+// OOPSLA 2014).
 inline uint64_t Mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -99,12 +102,14 @@ class RandomWeights : public WeightSource {
     FillRows(KeyOf(seed_, tensor.name), range, tensor.columns, DistributionOf(tensor), out);
     if (!absl::EndsWith(tensor.name, ".dt_bias")) return;
     // What was drawn is the logarithm of the step size dt; the model takes softplus(dt_bias).
-    for (int64_t i = 0; i < range.count; ++i) out[i] = FromFloat<T>(std::log(std::expm1(std::exp(ToFloat(out[i])))));
+    for (int64_t i = 0; i < range.count; ++i)
+      out[i] = FromFloat<T>(std::log(std::expm1(std::exp(ToFloat(out[i])))));
   }
 
   Distribution DistributionOf(const TensorPlan& tensor) const {
     const std::string& name = tensor.name;
-    // A head remembers about 1 / (exp(A_log) * dt) tokens: exp(A_log) in [1, 4], dt in [0.001, 0.25].
+    // A head remembers about 1 / (exp(A_log) * dt) tokens: exp(A_log) in [1, 4], dt in [0.001,
+    // 0.25].
     if (absl::EndsWith(name, ".A_log")) return Between(0, std::log(4.0f));
     if (absl::EndsWith(name, ".dt_bias")) return Between(std::log(0.001f), std::log(0.25f));
     if (absl::EndsWith(name, ".bias")) return Between(-0.1f, 0.1f);
@@ -116,7 +121,9 @@ class RandomWeights : public WeightSource {
     return {.center = 0, .half_width = std::sqrt(3.0f / static_cast<float>(tensor.columns))};
   }
 
-  static Distribution Between(float low, float high) { return {(low + high) / 2, (high - low) / 2}; }
+  static Distribution Between(float low, float high) {
+    return {(low + high) / 2, (high - low) / 2};
+  }
 
   DType dtype_;
   float norm_offset_;

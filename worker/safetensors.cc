@@ -25,9 +25,10 @@ struct DTypeName {
   const char* name;
   uint64_t bytes;
 };
-constexpr DTypeName kDTypes[] = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1},
-                                 {"U16", 2},  {"I16", 2}, {"F16", 2}, {"BF16", 2},    {"U32", 4},
-                                 {"I32", 4},  {"F32", 4}, {"U64", 8}, {"I64", 8},     {"F64", 8}};
+constexpr DTypeName kDTypes[] = {{"BOOL", 1},    {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1},
+                                 {"F8_E5M2", 1}, {"U16", 2}, {"I16", 2}, {"F16", 2},
+                                 {"BF16", 2},    {"U32", 4}, {"I32", 4}, {"F32", 4},
+                                 {"U64", 8},     {"I64", 8}, {"F64", 8}};
 
 uint64_t BytesOf(const std::string& dtype) {  // 0: unknown
   for (const DTypeName& known : kDTypes) {
@@ -61,7 +62,8 @@ absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& name, const nlohm
   PL_RETURN_IF_ERROR(error);
   if (!reader.Has("shape")) return absl::InvalidArgumentError("shape is missing");
   const uint64_t element_bytes = BytesOf(entry.dtype);
-  if (element_bytes == 0) return absl::InvalidArgumentError(absl::StrCat("dtype '", entry.dtype, "' is not known"));
+  if (element_bytes == 0)
+    return absl::InvalidArgumentError(absl::StrCat("dtype '", entry.dtype, "' is not known"));
   if (offsets.size() != 2 || offsets[0] > offsets[1]) {
     return absl::InvalidArgumentError("data_offsets is not [begin, end]");
   }
@@ -69,9 +71,9 @@ absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& name, const nlohm
   entry.end = offsets[1];
   uint64_t bytes = 0;
   if (!TensorBytes(entry.shape, element_bytes, &bytes) || bytes != entry.end - entry.begin) {
-    return absl::InvalidArgumentError(absl::StrCat("shape [", absl::StrJoin(entry.shape, ", "), "] of ", entry.dtype,
-                                                   " does not take the ", entry.end - entry.begin,
-                                                   " bytes of its data_offsets"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("shape [", absl::StrJoin(entry.shape, ", "), "] of ", entry.dtype,
+                     " does not take the ", entry.end - entry.begin, " bytes of its data_offsets"));
   }
   return entry;
 }
@@ -96,7 +98,8 @@ const char* SafetensorsName(DType dtype) {
   return "";
 }
 
-// ---- reading --------------------------------------------------------------------------------------------------
+// ---- reading
+// --------------------------------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
   std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path));
@@ -121,10 +124,12 @@ absl::Status SafetensorsFile::Map() {
   map_bytes_ = info.st_size;
   if (map_bytes_ < kLengthBytes) {
     close(file);
-    return absl::InvalidArgumentError(absl::StrCat(path_, ": has ", map_bytes_, " bytes, too short for safetensors"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path_, ": has ", map_bytes_, " bytes, too short for safetensors"));
   }
   void* map = mmap(nullptr, map_bytes_, PROT_READ, MAP_SHARED, file, 0);
-  const absl::Status status = map == MAP_FAILED ? SystemError(path_, "cannot be mapped") : absl::OkStatus();
+  const absl::Status status =
+      map == MAP_FAILED ? SystemError(path_, "cannot be mapped") : absl::OkStatus();
   close(file);
   if (status.ok()) map_ = static_cast<std::byte*>(map);
   return status;
@@ -134,9 +139,10 @@ absl::Status SafetensorsFile::ReadHeader() {
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, map_, kLengthBytes);
   if (header_bytes > kMaxHeaderBytes || header_bytes > map_bytes_ - kLengthBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path_, ": the header claims ", header_bytes, " bytes; the file has ", map_bytes_ - kLengthBytes,
-        " behind the length, and at most ", kMaxHeaderBytes, " are allowed"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path_, ": the header claims ", header_bytes, " bytes; the file has ",
+                     map_bytes_ - kLengthBytes, " behind the length, and at most ", kMaxHeaderBytes,
+                     " are allowed"));
   }
   data_ = map_ + kLengthBytes + header_bytes;
   data_bytes_ = map_bytes_ - kLengthBytes - header_bytes;
@@ -151,13 +157,15 @@ absl::Status SafetensorsFile::ReadHeader() {
     }
     absl::StatusOr<SafetensorsEntry> entry = ParseEntry(name, json);
     if (!entry.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat(path_, ": tensor ", name, ": ", entry.status().message()));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": tensor ", name, ": ", entry.status().message()));
     }
     entries_.push_back(*std::move(entry));
   }
-  std::sort(entries_.begin(), entries_.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
-    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
-  });
+  std::sort(entries_.begin(), entries_.end(),
+            [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
+              return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
+            });
   for (size_t i = 0; i < entries_.size(); ++i) index_[entries_[i].name] = i;
   return absl::OkStatus();
 }
@@ -166,19 +174,21 @@ absl::Status SafetensorsFile::CheckCoverage() const {
   uint64_t expected = 0;
   for (const SafetensorsEntry& entry : entries_) {
     if (entry.end > data_bytes_) {
-      return absl::InvalidArgumentError(absl::StrCat(path_, ": tensor ", entry.name, " ends at byte ", entry.end,
-                                                     " of the data, but the file holds ", data_bytes_,
-                                                     ": it is truncated"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": tensor ", entry.name, " ends at byte ", entry.end,
+                       " of the data, but the file holds ", data_bytes_, ": it is truncated"));
     }
     if (entry.begin != expected) {
       return absl::InvalidArgumentError(absl::StrCat(
           path_, ": tensor ", entry.name, " starts at byte ", entry.begin, " of the data, ",
-          entry.begin < expected ? "inside the tensor before it, which ends at " : "but the one before it ends at ",
+          entry.begin < expected ? "inside the tensor before it, which ends at "
+                                 : "but the one before it ends at ",
           expected));
     }
     if (reinterpret_cast<uintptr_t>(Data(entry)) % BytesOf(entry.dtype) != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(path_, ": tensor ", entry.name, " is not aligned to its ",
-                                                     entry.dtype, " elements; save the file anew"));
+      return absl::InvalidArgumentError(absl::StrCat(path_, ": tensor ", entry.name,
+                                                     " is not aligned to its ", entry.dtype,
+                                                     " elements; save the file anew"));
     }
     expected = entry.end;
   }
@@ -197,12 +207,14 @@ const SafetensorsEntry* SafetensorsFile::Find(std::string_view name) const {
 absl::StatusOr<ConstTensor> SafetensorsFile::Read(std::string_view name, DType dtype) const {
   const SafetensorsEntry* entry = Find(name);
   if (entry == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(path_, ": there is no tensor ", std::string(name)));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path_, ": there is no tensor ", std::string(name)));
   }
   if (entry->dtype != SafetensorsName(dtype) || entry->shape.size() > 4) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path_, ": tensor ", entry->name, " is ", entry->dtype, " [", absl::StrJoin(entry->shape, ", "),
-                     "]; ", SafetensorsName(dtype), " of at most four dimensions is expected"));
+        absl::StrCat(path_, ": tensor ", entry->name, " is ", entry->dtype, " [",
+                     absl::StrJoin(entry->shape, ", "), "]; ", SafetensorsName(dtype),
+                     " of at most four dimensions is expected"));
   }
   Shape shape;
   for (int64_t size : entry->shape) shape.dims[shape.rank++] = size;
@@ -217,7 +229,8 @@ void SafetensorsFile::Release(const std::byte* begin, size_t size) const {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
-// ---- writing --------------------------------------------------------------------------------------------------
+// ---- writing
+// --------------------------------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
     const std::string& path, const std::vector<SafetensorsTensor>& tensors,
@@ -227,7 +240,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
   uint64_t offset = 0;
   for (const SafetensorsTensor& tensor : tensors) {
     uint64_t bytes = 0;
-    PL_CHECK(TensorBytes(tensor.shape, SizeOf(tensor.dtype), &bytes) && !header.contains(tensor.name));
+    PL_CHECK(TensorBytes(tensor.shape, SizeOf(tensor.dtype), &bytes) &&
+             !header.contains(tensor.name));
     header[tensor.name] = {{"dtype", SafetensorsName(tensor.dtype)},
                            {"shape", tensor.shape},
                            {"data_offsets", {offset, offset + bytes}}};
@@ -275,10 +289,12 @@ absl::Status SafetensorsWriter::Finish() {
   PL_CHECK(file_ >= 0);
   const std::string partial = path_ + ".partial";
   if (missing_bytes_ != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(partial, ": ", missing_bytes_, " bytes of tensors are missing"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(partial, ": ", missing_bytes_, " bytes of tensors are missing"));
   }
   if (fsync(file_) != 0) return SystemError(partial, "cannot be flushed");
-  if (rename(partial.c_str(), path_.c_str()) != 0) return SystemError(path_, "cannot be put in place");
+  if (rename(partial.c_str(), path_.c_str()) != 0)
+    return SystemError(path_, "cannot be put in place");
   close(file_);
   file_ = -1;
   return absl::OkStatus();

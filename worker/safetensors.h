@@ -1,6 +1,6 @@
-// Safetensors files: a mapped reader that trusts nothing in the file, and a streaming writer. Format: 8 bytes header length
-// (little endian), a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps.
-// https://github.com/huggingface/safetensors
+// Safetensors files: a mapped reader that trusts nothing in the file, and a streaming writer.
+// Format: 8 bytes header length (little endian), a JSON header {name: {dtype, shape,
+// data_offsets}}, then the tensors' bytes without gaps. https://github.com/huggingface/safetensors
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,9 @@ const char* SafetensorsName(DType dtype);  // "BF16"
 // Thread-safe after Open. The file must not change while it is open.
 class SafetensorsFile {
  public:
-  // Maps the file and checks the whole header: dtypes, shapes and offsets agree, the tensors cover the data part exactly
-  // once. INVALID_ARGUMENT names file and tensor; NOT_FOUND when there is no such file.
+  // Maps the file and checks the whole header: dtypes, shapes and offsets agree, the tensors cover
+  // the data part exactly once. INVALID_ARGUMENT names file and tensor; NOT_FOUND when there is no
+  // such file.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
@@ -42,11 +43,12 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const SafetensorsEntry* Find(std::string_view name) const;  // nullptr when there is none
 
-  // The tensor in the mapping, at most four dimensions. INVALID_ARGUMENT naming file and tensor when it is missing or of
-  // another dtype.
+  // The tensor in the mapping, at most four dimensions. INVALID_ARGUMENT naming file and tensor
+  // when it is missing or of another dtype.
   absl::StatusOr<ConstTensor> Read(std::string_view name, DType dtype) const;
   const std::byte* Data(const SafetensorsEntry& entry) const { return data_ + entry.begin; }
-  // Lets go of the whole pages inside [begin, begin + size); a later read fetches them from the file again.
+  // Lets go of the whole pages inside [begin, begin + size); a later read fetches them from the
+  // file again.
   void Release(const std::byte* begin, size_t size) const;
 
  private:
@@ -71,8 +73,8 @@ struct SafetensorsTensor {
   std::vector<int64_t> shape;
 };
 
-// Writes PATH.partial and renames it when complete: readers see the old file or the new one. Equal calls give equal bytes.
-// Not finished: the partial file is removed.
+// Writes PATH.partial and renames it when complete: readers see the old file or the new one. Equal
+// calls give equal bytes. Not finished: the partial file is removed.
 class SafetensorsWriter {
  public:
   // The tensors lie in the file in the given order.

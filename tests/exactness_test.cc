@@ -1,0 +1,100 @@
+// The promise: one hash per token over batch, chunking, tensor and pipeline parallelism, preemption and transport. The
+// whole matrix takes long: `plumbline doctor --exactness` runs it on any model; here every axis is walked with fewer points.
+#include "worker/exactness.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/golden_case.h"
+#include "tests/rank_order_ops.h"
+
+namespace plumbline {
+namespace {
+
+using Transport = LocalRanks::Options::Transport;
+
+ExactnessOptions OptionsFor(const std::string& dir) {
+  const ModelConfig config = *ReadModelConfig(dir);
+  ExactnessOptions options;
+  options.ranks.config = config;
+  options.ranks.compute_dtype = config.dtype;
+  options.ranks.make_backend = [] { return MakeBackend({.num_threads = 1}); };
+  options.ranks.open_weights = [dir, config](const ShardPlan& plan) { return OpenCheckpoint(dir, config, plan); };
+  options.transports = {Transport::kThreads};
+  return options;
+}
+
+std::string Describe(const ExactnessRun& run) {
+  return absl::StrCat("tp ", run.mesh.tp, " pp ", run.mesh.pp, run.transport == Transport::kGloo ? " gloo" : " threads",
+                      " batch ", run.batch, " chunk ", run.chunk, run.preempted ? " preempted" : "", ": ",
+                      run.differing_tokens, " of ", run.tokens, " tokens differ, first at ", run.first_difference);
+}
+
+void ExpectExact(const ExactnessOptions& options) {
+  int64_t tokens = 0;
+  const auto runs = RunExactnessMatrix(options, [&](const ExactnessRun& run) {
+    tokens += run.tokens;
+    EXPECT_EQ(run.differing_tokens, 0) << Describe(run);
+  });
+  ASSERT_TRUE(runs.ok()) << runs.status();
+  EXPECT_GT(tokens, 0);
+}
+
+std::vector<std::string> ModelDirs() {
+  std::vector<std::string> dirs = {DemoModelDir()};
+  for (const std::string& name : GoldenModels()) dirs.push_back(GoldenDir(name));
+  return dirs;
+}
+
+class ExactnessTest : public testing::TestWithParam<std::string> {};
+
+TEST_P(ExactnessTest, BatchAndChunkAndPreemption) {
+  ExactnessOptions options = OptionsFor(GetParam());
+  options.meshes = {{1, 1}};
+  options.batches = {1, 2, 3, 7, 16, 17};
+  options.chunks = {64, 128, 0};
+  ExpectExact(options);
+}
+
+TEST_P(ExactnessTest, TensorAndPipelineParallel) {
+  ExactnessOptions options = OptionsFor(GetParam());
+  const int max_pp = static_cast<int>(std::min<int64_t>(4, options.ranks.config.num_layers()));
+  for (const int tp : {1, 2, 4, 8}) {
+    for (const int pp : {1, 2, max_pp}) options.meshes.push_back({tp, pp});
+  }
+  options.batches = {3};
+  options.chunks = {128};
+  ExpectExact(options);
+}
+
+TEST_P(ExactnessTest, GlooBetweenRanks) {
+  ExactnessOptions options = OptionsFor(GetParam());
+  options.meshes = {{2, 2}, {4, 1}};
+  options.transports = {Transport::kGloo};
+  options.batches = {3};
+  options.chunks = {128};
+  options.generated_tokens = 4;
+  ExpectExact(options);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ExactnessTest, testing::ValuesIn(ModelDirs()), [](const auto& info) {
+  return info.param == DemoModelDir() ? std::string("demo") : info.param.substr(info.param.rfind('/') + 1);
+});
+
+// Sums over ranks in rank order instead of the tree must be caught, or the tests above prove nothing.
+TEST(ExactnessControl, RankOrderSumsAreCaught) {
+  ExactnessOptions options = OptionsFor(DemoModelDir());
+  options.ranks.make_backend = []() -> absl::StatusOr<Backend> {
+    absl::StatusOr<Backend> backend = MakeBackend({.num_threads = 1});
+    backend->ops = std::make_unique<RankOrderOps>(std::move(backend->ops));
+    return backend;
+  };
+  options.meshes = {{4, 1}};
+  options.batches = {1};
+  options.chunks = {0};
+  const auto runs = RunExactnessMatrix(options, nullptr);
+  ASSERT_TRUE(runs.ok()) << runs.status();
+  for (const ExactnessRun& run : *runs) EXPECT_GT(run.differing_tokens, 0) << Describe(run);
+}
+
+}  // namespace
+}  // namespace plumbline
