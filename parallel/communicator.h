@@ -57,9 +57,10 @@ struct GroupMember {
   std::string group;         // distinct for every group and epoch that share a store
   std::string bind_address;  // address of this host that peers can reach; "127.0.0.1" inside one machine
   absl::Duration timeout = absl::Seconds(60);  // of one call
+  absl::Duration connect_timeout = timeout;    // until all members have connected
 };
 
-// Ranks are processes; host memory over TCP. Blocks until all members have connected or the timeout has passed.
+// Ranks are processes; host memory over TCP. Blocks until all members have connected or connect_timeout has passed.
 absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GroupMember& member, RendezvousStore& store);
 
 // Ranks are GPUs. UNIMPLEMENTED in a build without NCCL.

@@ -101,7 +101,7 @@ absl::StatusOr<std::vector<char>> PeerAddress(const GroupMember& member, int pee
   absl::StatusOr<std::string> hex = store.Get(AddressKey(member, peer), timeout);
   if (!hex.ok()) {
     return absl::Status(hex.status().code(), absl::StrCat(Name(member), ": rank ", peer, " did not join within ",
-                                                          absl::FormatDuration(member.timeout), ": ",
+                                                          absl::FormatDuration(member.connect_timeout), ": ",
                                                           hex.status().message()));
   }
   const std::string bytes = absl::HexStringToBytes(*hex);
@@ -117,7 +117,7 @@ absl::StatusOr<std::vector<char>> PeerAddress(const GroupMember& member, int pee
 
 absl::StatusOr<Links> Connect(const GroupMember& member, RendezvousStore& store) {
   if (absl::Status status = CheckBindAddress(member); !status.ok()) return status;
-  const absl::Time deadline = absl::Now() + member.timeout;
+  const absl::Time deadline = absl::Now() + member.connect_timeout;
   std::string stage = absl::StrCat("listening at ", member.bind_address);
   try {
     Links links;
@@ -126,7 +126,7 @@ absl::StatusOr<Links> Connect(const GroupMember& member, RendezvousStore& store)
       links.device = gloo::transport::tcp::CreateDevice(member.bind_address.c_str());
     }
     links.context = links.device->createContext(member.rank, member.size);
-    links.context->setTimeout(Milliseconds(member.timeout / 5));  // gloo waits five times this for a connection
+    links.context->setTimeout(Milliseconds(member.connect_timeout / 5));  // gloo waits five times this for a connection
     std::string addresses;
     for (int peer = 0; peer < member.size; ++peer) {
       if (peer == member.rank) continue;
