@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+#include "kernels/cpu/flush_subnormals.h"
 #include "kernels/cpu/sequence_kernels.h"
 #include "kernels/cpu/small_gemm.h"
 
@@ -181,6 +182,7 @@ void WriteAttention(const AttentionTask& task, const AttentionScratch& s) {
 
 template <typename Simd, typename T, typename Products>
 void AttentionKernel(const AttentionTask& task) {
+  const FlushSubnormals flush;
   const int num_rows = task.num_tokens * task.group;
   const AttentionScratch s(task.scratch, num_rows, task.head_dim);
   const int64_t end = task.first_position + task.num_tokens;

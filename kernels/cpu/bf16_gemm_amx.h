@@ -7,6 +7,8 @@ namespace plumbline {
 namespace {
 
 struct AmxBf16 {
+  static constexpr int kRowMultiple = 16;
+
   // Around all products of a task: the tile registers are this thread's.
   static void Begin() {
     struct alignas(64) {
@@ -19,16 +21,17 @@ struct AmxBf16 {
   }
   static void End() { _tile_release(); }
 
-  static void Multiply(const Bf16Gemm& g) {
+  // With a_low, rows as far apart as those of A: (A + A_low) B, where A_low is what A's rounding lost.
+  static void Multiply(const Bf16Gemm& g, const uint16_t* a_low = nullptr) {
     asm volatile("" ::: "memory");  // the tile loads do not say that they read memory
     for (int column = 0; column < g.n; column += 32) {
       const bool wide = column + 32 <= g.n;
       for (int row = 0; row < g.m; row += 32) {
         const bool tall = row + 32 <= g.m;
         if (wide) {
-          tall ? Block<true, true>(g, row, column) : Block<false, true>(g, row, column);
+          tall ? Block<true, true>(g, a_low, row, column) : Block<false, true>(g, a_low, row, column);
         } else {
-          tall ? Block<true, false>(g, row, column) : Block<false, false>(g, row, column);
+          tall ? Block<true, false>(g, a_low, row, column) : Block<false, false>(g, a_low, row, column);
         }
       }
     }
@@ -38,7 +41,7 @@ struct AmxBf16 {
  private:
   // Tiles 0..3 sum (row half, column half) 00 01 10 11; 4 and 5 hold A, 6 and 7 hold B.
   template <bool kTall, bool kWide>
-  static void Block(const Bf16Gemm& g, int row, int column) {
+  static void Block(const Bf16Gemm& g, const uint16_t* a_low, int row, int column) {
     _tile_zero(0);
     if constexpr (kWide) _tile_zero(1);
     if constexpr (kTall) _tile_zero(2);
@@ -49,7 +52,7 @@ struct AmxBf16 {
       _tile_loadd(6, b + 8 * l, 64);
       if constexpr (kWide) _tile_loadd(7, b + g.b_panel + 8 * l, 64);
       Products<kTall, kWide>(g.a + row * g.a_stride + l, g.a_stride, a_bytes);
-      if (g.a_low != nullptr) Products<kTall, kWide>(g.a_low + row * g.a_stride + l, g.a_stride, a_bytes);
+      if (a_low != nullptr) Products<kTall, kWide>(a_low + row * g.a_stride + l, g.a_stride, a_bytes);
     }
     float* c = g.c + row * g.c_stride + column;
     const int64_t c_bytes = g.c_stride * 4;

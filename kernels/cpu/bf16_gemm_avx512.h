@@ -9,12 +9,10 @@
 namespace plumbline {
 namespace {
 
-// C = A B, or (A + A_low) B where a_low carries the bits that A's rounding lost.
-// B lies in panels of 16 columns: panel p holds dword (l, c) = {B[2l, 16p + c], B[2l + 1, 16p + c]} at b + p * b_panel +
-// 16 l + c. m, n are multiples of 16 and k of 32 (padded with zeros); lengths and strides in elements.
+// C = A B. B lies in panels of 16 columns: panel p holds dword (l, c) = {B[2l, 16p + c], B[2l + 1, 16p + c]} at b + p * b_panel +
+// 16 l + c. m is a multiple of kRowMultiple, n of 16, k of 32 (padded with zeros); lengths and strides in elements.
 struct Bf16Gemm {
   const uint16_t* a;
-  const uint16_t* a_low;  // or null; rows as far apart as those of a
   int64_t a_stride;
   const uint32_t* b;
   int64_t b_panel;
@@ -24,8 +22,7 @@ struct Bf16Gemm {
 };
 
 struct Avx512Bf16 {
-  static void Begin() {}
-  static void End() {}
+  static constexpr int kRowMultiple = 1;
 
   static void Multiply(const Bf16Gemm& g) {
     int column = 0;
@@ -54,7 +51,6 @@ struct Avx512Bf16 {
       for (int j = 0; j < kVectors; ++j) sum[i][j] = _mm512_setzero_ps();
     }
     const uint16_t* a = g.a + row * g.a_stride;
-    const uint16_t* low = g.a_low + (g.a_low == nullptr ? 0 : row * g.a_stride);
     const uint32_t* b = g.b + column / 16 * g.b_panel;
     for (int l = 0; l < g.k / 2; ++l) {
       __m512bh panel[kVectors];
@@ -65,13 +61,6 @@ struct Avx512Bf16 {
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const __m512bh pair = Pair(a + i * g.a_stride + 2 * l);
-#pragma GCC unroll 16
-        for (int j = 0; j < kVectors; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], pair, panel[j]);
-      }
-      if (g.a_low == nullptr) continue;
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const __m512bh pair = Pair(low + i * g.a_stride + 2 * l);
 #pragma GCC unroll 16
         for (int j = 0; j < kVectors; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], pair, panel[j]);
       }

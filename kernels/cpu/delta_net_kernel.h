@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include "kernels/cpu/flush_subnormals.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/sequence_kernels.h"
 #include "kernels/cpu/small_gemm.h"
@@ -305,6 +306,7 @@ void RecurrentStep(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t r
 
 template <typename Simd, typename T>
 void DeltaNetKernel(const DeltaNetTask& task) {
+  const FlushSubnormals flush;
   const DeltaNetScratch s(task.scratch, task.key_dim, task.value_dim, task.group);
   if (task.num_prompt_rows > 0) {
     LoadStates<Simd>(task, s);

@@ -1,6 +1,5 @@
 #include "kernels/cpu/attention_kernel.h"
-#include "kernels/cpu/bf16_attention_avx512.h"
-#include "kernels/cpu/bf16_gemm_amx.h"
+#include "kernels/cpu/bf16_attention_amx.h"
 #include "kernels/cpu/conv_kernel.h"
 #include "kernels/cpu/delta_net_kernel.h"
 #include "kernels/cpu/row_kernels.h"
@@ -16,7 +15,7 @@ const SequenceKernels kAmxSequenceKernels = {
     .qk_norm_rope_row = {QkNormRopeRow<Avx512Lanes, float>, QkNormRopeRow<Avx512Lanes, Bf16>, QkNormRopeRow<Avx512Lanes, F16>},
     .attention_scratch_bytes = AttentionScratchBytes,
     .attention = {AttentionKernel<Avx512Lanes, float, F32Products<Avx512Lanes, float>>,
-                  AttentionKernel<Avx512Lanes, Bf16, Bf16Products<AmxBf16>>,
+                  AttentionKernel<Avx512Lanes, Bf16, AmxProducts>,
                   AttentionKernel<Avx512Lanes, F16, F32Products<Avx512Lanes, F16>>},
     .causal_conv = {ConvKernel<Avx512Lanes, float>, ConvKernel<Avx512Lanes, Bf16>, ConvKernel<Avx512Lanes, F16>},
     .delta_net_scratch = DeltaNetScratchFloats,

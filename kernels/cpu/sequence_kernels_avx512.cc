@@ -15,7 +15,7 @@ const SequenceKernels kAvx512SequenceKernels = {
     .qk_norm_rope_row = {QkNormRopeRow<Avx512Lanes, float>, QkNormRopeRow<Avx512Lanes, Bf16>, QkNormRopeRow<Avx512Lanes, F16>},
     .attention_scratch_bytes = AttentionScratchBytes,
     .attention = {AttentionKernel<Avx512Lanes, float, F32Products<Avx512Lanes, float>>,
-                  AttentionKernel<Avx512Lanes, Bf16, Bf16Products<Avx512Bf16>>,
+                  AttentionKernel<Avx512Lanes, Bf16, Avx512Products>,
                   AttentionKernel<Avx512Lanes, F16, F32Products<Avx512Lanes, F16>>},
     .causal_conv = {ConvKernel<Avx512Lanes, float>, ConvKernel<Avx512Lanes, Bf16>, ConvKernel<Avx512Lanes, F16>},
     .delta_net_scratch = DeltaNetScratchFloats,
