@@ -56,7 +56,8 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t max_by
   }
   std::string text(size, '\0');
   file.seekg(0);
-  if (!file.read(text.data(), size)) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
+  if (!file.read(text.data(), size))
+    return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
   return text;
 }
 
@@ -89,7 +90,8 @@ int64_t JsonReader::CheckedInt(const nlohmann::json& value, const char* key, Int
   const bool too_large = value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX};
   const int64_t number = too_large ? INT64_MAX : value.get<int64_t>();
   if (number < range.min || number > range.max) {
-    Invalid(key, absl::StrCat("is ", value.dump(), "; ", range.min, " to ", range.max, " is expected"));
+    Invalid(key,
+            absl::StrCat("is ", value.dump(), "; ", range.min, " to ", range.max, " is expected"));
     return range.min;
   }
   return number;

@@ -1,5 +1,6 @@
-// JsonReader: typed, bounded access to one object of a JSON file somebody else wrote. The first problem is kept in a Status
-// that the readers of one file share, so that a parser reads like a list of keys and asks once at the end.
+// JsonReader: typed, bounded access to one object of a JSON file somebody else wrote. The first
+// problem is kept in a Status that the readers of one file share, so that a parser reads like a
+// list of keys and asks once at the end.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,8 @@ class JsonReader {
   double PositiveOr(const char* key, double fallback) const;
   bool BoolOr(const char* key, bool fallback) const;
   std::string StringOr(const char* key, std::string fallback) const;
-  // A list of whatever IntOr accepts; a single integer counts as a list of one, a missing key as an empty list.
+  // A list of whatever IntOr accepts; a single integer counts as a list of one, a missing key as an
+  // empty list.
   std::vector<int64_t> Ints(const char* key, IntRange range) const;
   std::vector<std::string> Strings(const char* key) const;
   JsonReader Object(const char* key) const;  // required

@@ -24,25 +24,33 @@ struct Family {
   const char* wrapper_type;  // of a file that nests the text model in text_config; "" = none
   bool qkv_bias = false;
   bool qk_norm = false;
-  bool hybrid = false;       // gated delta net layers, output gate, zero-centred norms
+  bool hybrid = false;               // gated delta net layers, output gate, zero-centred norms
   const char* expert_ffn = nullptr;  // key of an expert's width; nullptr = no experts
   double theta = 10000;
-  int64_t head_dim = 0;      // when the file has none; 0 = hidden / heads
+  int64_t head_dim = 0;  // when the file has none; 0 = hidden / heads
 };
 
 constexpr Family kFamilies[] = {
     {.model_type = "qwen2", .wrapper_type = "", .qkv_bias = true},
     {.model_type = "qwen3", .wrapper_type = "", .qk_norm = true, .head_dim = 128},
-    {.model_type = "qwen3_5_text", .wrapper_type = "qwen3_5", .qk_norm = true, .hybrid = true, .head_dim = 256},
+    {.model_type = "qwen3_5_text",
+     .wrapper_type = "qwen3_5",
+     .qk_norm = true,
+     .hybrid = true,
+     .head_dim = 256},
     {.model_type = "llama", .wrapper_type = ""},
     {.model_type = "mistral", .wrapper_type = ""},
     {.model_type = "mixtral", .wrapper_type = "", .expert_ffn = "intermediate_size", .theta = 1e6},
-    {.model_type = "qwen3_moe", .wrapper_type = "", .qk_norm = true, .expert_ffn = "moe_intermediate_size"},
+    {.model_type = "qwen3_moe",
+     .wrapper_type = "",
+     .qk_norm = true,
+     .expert_ffn = "moe_intermediate_size"},
 };
 
 const Family* FindFamily(const std::string& model_type) {
   for (const Family& family : kFamilies) {
-    if (model_type == family.model_type || (*family.wrapper_type && model_type == family.wrapper_type)) {
+    if (model_type == family.model_type ||
+        (*family.wrapper_type && model_type == family.wrapper_type)) {
       return &family;
     }
   }
@@ -56,7 +64,8 @@ std::string SupportedTypes() {
 }
 
 DType ReadDType(const JsonReader& text, const JsonReader& root) {
-  // Released files say torch_dtype, newer ones dtype, in the text part or at the top. Files that say nothing hold bf16.
+  // Released files say torch_dtype, newer ones dtype, in the text part or at the top. Files that
+  // say nothing hold bf16.
   std::string name;
   const char* found = "dtype";
   for (const JsonReader& reader : {root, text}) {
@@ -69,7 +78,8 @@ DType ReadDType(const JsonReader& text, const JsonReader& root) {
   if (name == "float16") return DType::kF16;
   if (name == "float32") return DType::kF32;
   if (!name.empty() && name != "bfloat16") {
-    text.Unsupported(found, absl::StrCat("is ", name, "; bfloat16, float16 and float32 are supported"));
+    text.Unsupported(found,
+                     absl::StrCat("is ", name, "; bfloat16, float16 and float32 are supported"));
   }
   return DType::kBf16;
 }
@@ -122,17 +132,20 @@ void ReadAttention(const Family& family, const JsonReader& text, ModelConfig& co
   attention.qk_norm = family.qk_norm;
   attention.output_gate = family.hybrid && text.BoolOr("attn_output_gate", true);
   if (attention.num_heads % attention.num_kv_heads != 0) {
-    text.Invalid("num_key_value_heads", absl::StrCat("is ", attention.num_kv_heads, ", which does not divide ",
-                                                     attention.num_heads, " heads"));
+    text.Invalid("num_key_value_heads",
+                 absl::StrCat("is ", attention.num_kv_heads, ", which does not divide ",
+                              attention.num_heads, " heads"));
   }
   const bool derived = !text.Has("head_dim") && family.head_dim == 0;
   if (derived && config.hidden % attention.num_heads != 0) {
-    text.Invalid("head_dim", "is missing, and hidden_size is not a multiple of num_attention_heads");
+    text.Invalid("head_dim",
+                 "is missing, and hidden_size is not a multiple of num_attention_heads");
   }
   const int64_t fallback = derived ? config.hidden / attention.num_heads : family.head_dim;
   attention.head_dim = text.IntOr("head_dim", fallback, {2, 4096});
   if (attention.head_dim < 2 || attention.head_dim % 2 != 0) {
-    text.Invalid("head_dim", absl::StrCat("is ", attention.head_dim, "; an even number is expected"));
+    text.Invalid("head_dim",
+                 absl::StrCat("is ", attention.head_dim, "; an even number is expected"));
   }
 }
 
@@ -149,7 +162,8 @@ void ReadDeltaNet(const JsonReader& text, ModelConfig& config) {
   const std::string gate = text.StringOr("output_gate_type", "swish");
   net.sigmoid_gate = gate == "sigmoid";
   if (gate != "sigmoid" && gate != "swish" && gate != "silu") {
-    text.Unsupported("output_gate_type", absl::StrCat("is ", gate, "; swish and sigmoid are supported"));
+    text.Unsupported("output_gate_type",
+                     absl::StrCat("is ", gate, "; swish and sigmoid are supported"));
   }
 }
 
@@ -166,10 +180,12 @@ void ReadMixers(const Family& family, const JsonReader& text, ModelConfig& confi
   if (text.Has("layer_types")) {
     const std::vector<std::string> types = text.Strings("layer_types");
     if (static_cast<int64_t>(types.size()) != num_layers) {
-      text.Invalid("layer_types", absl::StrCat("has ", types.size(), " entries for ", num_layers, " layers"));
+      text.Invalid("layer_types",
+                   absl::StrCat("has ", types.size(), " entries for ", num_layers, " layers"));
       return;
     }
-    for (int64_t i = 0; i < num_layers; ++i) config.layers[i].mixer = ReadMixer(family, text, types[i]);
+    for (int64_t i = 0; i < num_layers; ++i)
+      config.layers[i].mixer = ReadMixer(family, text, types[i]);
   } else if (family.hybrid) {
     const int64_t interval = text.IntOr("full_attention_interval", 4, kCounts);
     for (int64_t i = 0; i < num_layers; ++i) {
@@ -247,7 +263,8 @@ absl::StatusOr<ModelConfig> ParseNamed(std::string_view json, const std::string&
   const Family* family = FindFamily(model_type);
   if (family == nullptr) {
     return absl::UnimplementedError(absl::StrCat(what, ": model_type '", model_type,
-                                                 "' is not supported; supported are ", SupportedTypes()));
+                                                 "' is not supported; supported are ",
+                                                 SupportedTypes()));
   }
   const JsonReader text = root.Has("text_config") ? root.Object("text_config") : root;
   ModelConfig config = ReadConfig(*family, text, root);
@@ -313,7 +330,8 @@ absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& model_dir) {
   absl::StatusOr<std::string> generation_text = ReadTextFile(generation_path, kMaxConfigBytes);
   if (absl::IsNotFound(generation_text.status())) return config;
   PL_RETURN_IF_ERROR(generation_text.status());
-  PL_ASSIGN_OR_RETURN(const nlohmann::json object, ParseJsonObject(*generation_text, generation_path));
+  PL_ASSIGN_OR_RETURN(const nlohmann::json object,
+                      ParseJsonObject(*generation_text, generation_path));
   absl::Status first_error;
   const JsonReader generation(&object, "", &first_error);
   AddEosIds(generation.Ints("eos_token_id", {0, config.vocab - 1}), config.eos_token_ids);

@@ -13,12 +13,14 @@ namespace {
 constexpr double kTwoPi = 2 * std::numbers::pi;
 constexpr IntRange kPositions = {1, int64_t{1} << 28};
 
-// Long wavelengths are stretched by the factor, short ones kept, those between interpolated (Llama 3.1).
+// Long wavelengths are stretched by the factor, short ones kept, those between interpolated
+// (Llama 3.1).
 void ScaleLlama3(const JsonReader& scaling, int64_t max_positions, std::vector<double>& inv_freq) {
   const double factor = scaling.Positive("factor");
   const double low = scaling.Positive("low_freq_factor");
   const double high = scaling.Positive("high_freq_factor");
-  const double original = scaling.IntOr("original_max_position_embeddings", max_positions, kPositions);
+  const double original =
+      scaling.IntOr("original_max_position_embeddings", max_positions, kPositions);
   if (high <= low) scaling.Invalid("high_freq_factor", "must be greater than low_freq_factor");
   for (double& f : inv_freq) {
     const double wavelength = kTwoPi / f;
@@ -36,12 +38,13 @@ double YarnMscale(double factor, double mscale) {
 }
 
 struct YarnRamp {
-  double low = 0;  // pairs below keep their frequency
-  double high = 0; // pairs above are stretched
+  double low = 0;   // pairs below keep their frequency
+  double high = 0;  // pairs above are stretched
 };
 
 YarnRamp FindYarnRamp(const JsonReader& scaling, double theta, double original, int64_t dim) {
-  const double fast = scaling.PositiveOr("beta_fast", 32), slow = scaling.PositiveOr("beta_slow", 1);
+  const double fast = scaling.PositiveOr("beta_fast", 32),
+               slow = scaling.PositiveOr("beta_slow", 1);
   const auto pair_of = [&](double rotations) {
     return dim * std::log(original / (rotations * kTwoPi)) / (2 * std::log(theta));
   };
@@ -73,8 +76,8 @@ void ScaleYarn(const JsonReader& scaling, double theta, int64_t dim, RopeAndPosi
         std::clamp((static_cast<double>(i) - ramp.low) / (ramp.high - ramp.low), 0.0, 1.0);
     inv_freq[i] = inv_freq[i] / factor * stretched + inv_freq[i] * (1 - stretched);
   }
-  const double stretched_positions = std::min(static_cast<double>(original) * factor,
-                                              static_cast<double>(kPositions.max));
+  const double stretched_positions =
+      std::min(static_cast<double>(original) * factor, static_cast<double>(kPositions.max));
   out.max_positions = std::max(out.max_positions, static_cast<int64_t>(stretched_positions));
 }
 
@@ -86,8 +89,9 @@ RopeAndPositions ReadRope(const JsonReader& text, const RopeInputs& inputs) {
   const JsonReader scaling = is_v5 || has_scaling ? text.Object(key) : text;
   const double theta =
       scaling.PositiveOr("rope_theta", text.PositiveOr("rope_theta", inputs.default_theta));
-  const double rotary_part = scaling.PositiveOr(
-      "partial_rotary_factor", text.PositiveOr("partial_rotary_factor", inputs.default_rotary_part));
+  const double rotary_part =
+      scaling.PositiveOr("partial_rotary_factor",
+                         text.PositiveOr("partial_rotary_factor", inputs.default_rotary_part));
   const std::string type = is_v5 || has_scaling
                                ? scaling.StringOr("rope_type", scaling.StringOr("type", "default"))
                                : "default";
@@ -115,8 +119,8 @@ RopeAndPositions ReadRope(const JsonReader& text, const RopeInputs& inputs) {
   } else if (type == "yarn") {
     ScaleYarn(scaling, theta, dim, out, inv_freq);
   } else if (type != "default") {
-    scaling.Unsupported("rope_type", absl::StrCat("is ", type,
-                                                  "; default, linear, llama3 and yarn are supported"));
+    scaling.Unsupported(
+        "rope_type", absl::StrCat("is ", type, "; default, linear, llama3 and yarn are supported"));
   }
   out.rope.rotary_dim = dim;
   out.rope.inv_freq.assign(inv_freq.begin(), inv_freq.end());

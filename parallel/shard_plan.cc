@@ -19,7 +19,11 @@ class TableBuilder {
   void set_stages(int first, int last) { first_stage_ = first, last_stage_ = last; }
 
   void Vocabulary(const std::string& name, int64_t rows, int64_t columns) {
-    Add({.name = name, .rows = rows, .columns = columns, .shape = {rows, columns}, .split = Split::kVocab});
+    Add({.name = name,
+         .rows = rows,
+         .columns = columns,
+         .shape = {rows, columns},
+         .split = Split::kVocab});
   }
   void Vector(const std::string& name, int64_t rows) {  // a norm's weight
     Add({.name = name, .rows = rows, .shape = {rows}, .kept_f32 = true});
@@ -29,21 +33,38 @@ class TableBuilder {
   }
   void SplitVector(const std::string& name, Section section) {
     const int64_t rows = section.num_units * section.rows_per_unit;
-    Add({.name = name, .rows = rows, .shape = {rows}, .split = Split::kRows, .sections = {section},
+    Add({.name = name,
+         .rows = rows,
+         .shape = {rows},
+         .split = Split::kRows,
+         .sections = {section},
          .kept_f32 = true});
   }
   void SplitRows(const std::string& name, std::vector<Section> sections, int64_t columns) {
     const int64_t rows = RowsOf(sections);
-    Add({.name = name, .rows = rows, .columns = columns, .shape = {rows, columns}, .split = Split::kRows,
+    Add({.name = name,
+         .rows = rows,
+         .columns = columns,
+         .shape = {rows, columns},
+         .split = Split::kRows,
          .sections = std::move(sections)});
   }
   void SplitConvolution(const std::string& name, std::vector<Section> sections, int64_t width) {
     const int64_t rows = RowsOf(sections);
-    Add({.name = name, .rows = rows, .columns = width, .shape = {rows, 1, width}, .split = Split::kRows,
-         .sections = std::move(sections), .kept_f32 = true});
+    Add({.name = name,
+         .rows = rows,
+         .columns = width,
+         .shape = {rows, 1, width},
+         .split = Split::kRows,
+         .sections = std::move(sections),
+         .kept_f32 = true});
   }
   void SplitColumns(const std::string& name, int64_t rows, int64_t columns) {
-    Add({.name = name, .rows = rows, .columns = columns, .shape = {rows, columns}, .split = Split::kColumns});
+    Add({.name = name,
+         .rows = rows,
+         .columns = columns,
+         .shape = {rows, columns},
+         .split = Split::kColumns});
   }
 
  private:
@@ -67,7 +88,8 @@ void AddAttention(const ModelConfig& config, const std::string& layer, TableBuil
   const AttentionConfig& attention = config.attention;
   const std::string prefix = layer + "self_attn.";
   // Query and gate of a head are neighbours in q_proj, so they stay on one rank.
-  const Section q = Heads(attention.num_heads, attention.head_dim * (attention.output_gate ? 2 : 1));
+  const Section q =
+      Heads(attention.num_heads, attention.head_dim * (attention.output_gate ? 2 : 1));
   const Section kv = Heads(attention.num_kv_heads, attention.head_dim);
   table.SplitRows(prefix + "q_proj.weight", {q}, config.hidden);
   table.SplitRows(prefix + "k_proj.weight", {kv}, config.hidden);
@@ -81,7 +103,8 @@ void AddAttention(const ModelConfig& config, const std::string& layer, TableBuil
     table.Vector(prefix + "q_norm.weight", attention.head_dim);
     table.Vector(prefix + "k_norm.weight", attention.head_dim);
   }
-  table.SplitColumns(prefix + "o_proj.weight", config.hidden, attention.num_heads * attention.head_dim);
+  table.SplitColumns(prefix + "o_proj.weight", config.hidden,
+                     attention.num_heads * attention.head_dim);
 }
 
 void AddDeltaNet(const ModelConfig& config, const std::string& layer, TableBuilder& table) {
@@ -94,14 +117,16 @@ void AddDeltaNet(const ModelConfig& config, const std::string& layer, TableBuild
                                     {2 * key_rows, net.num_value_heads, net.value_dim}};
   const Section per_head = Heads(net.num_value_heads, 1);
   table.SplitRows(prefix + "in_proj_qkv.weight", qkv, config.hidden);
-  table.SplitRows(prefix + "in_proj_z.weight", {Heads(net.num_value_heads, net.value_dim)}, config.hidden);
+  table.SplitRows(prefix + "in_proj_z.weight", {Heads(net.num_value_heads, net.value_dim)},
+                  config.hidden);
   table.SplitRows(prefix + "in_proj_b.weight", {per_head}, config.hidden);
   table.SplitRows(prefix + "in_proj_a.weight", {per_head}, config.hidden);
   table.SplitConvolution(prefix + "conv1d.weight", qkv, net.conv_width);
   table.SplitVector(prefix + "A_log", per_head);
   table.SplitVector(prefix + "dt_bias", per_head);
   table.Vector(prefix + "norm.weight", net.value_dim);
-  table.SplitColumns(prefix + "out_proj.weight", config.hidden, net.num_value_heads * net.value_dim);
+  table.SplitColumns(prefix + "out_proj.weight", config.hidden,
+                     net.num_value_heads * net.value_dim);
 }
 
 struct SwiGluNames {
@@ -110,13 +135,15 @@ struct SwiGluNames {
   const char* down;
 };
 
-void AddSwiGlu(const std::string& prefix, SwiGluNames names, int64_t hidden, int64_t ffn, TableBuilder& table) {
+void AddSwiGlu(const std::string& prefix, SwiGluNames names, int64_t hidden, int64_t ffn,
+               TableBuilder& table) {
   table.SplitRows(absl::StrCat(prefix, names.gate, ".weight"), {Heads(ffn, 1)}, hidden);
   table.SplitRows(absl::StrCat(prefix, names.up, ".weight"), {Heads(ffn, 1)}, hidden);
   table.SplitColumns(absl::StrCat(prefix, names.down, ".weight"), hidden, ffn);
 }
 
-void AddFeedForward(const ModelConfig& config, int64_t index, const std::string& layer, TableBuilder& table) {
+void AddFeedForward(const ModelConfig& config, int64_t index, const std::string& layer,
+                    TableBuilder& table) {
   const LayerConfig& shape = config.layers[index];
   constexpr SwiGluNames kUsual = {"gate_proj", "up_proj", "down_proj"};
   constexpr SwiGluNames kMixtral = {"w1", "w3", "w2"};
@@ -128,8 +155,8 @@ void AddFeedForward(const ModelConfig& config, int64_t index, const std::string&
   const std::string prefix = layer + (mixtral ? "block_sparse_moe." : "mlp.");
   table.Matrix(prefix + "gate.weight", config.moe.num_experts, config.hidden);
   for (int64_t e = 0; e < config.moe.num_experts; ++e) {
-    AddSwiGlu(absl::StrCat(prefix, "experts.", e, "."), mixtral ? kMixtral : kUsual, config.hidden, shape.ffn,
-              table);
+    AddSwiGlu(absl::StrCat(prefix, "experts.", e, "."), mixtral ? kMixtral : kUsual, config.hidden,
+              shape.ffn, table);
   }
 }
 
@@ -154,8 +181,8 @@ double LayerElements(const ModelConfig& config, int64_t index) {
   return sum;
 }
 
-// Cuts the layers where the variance of the stages' sizes, embedding and head included, is least; of equal cuts the one
-// that ends stages earliest.
+// Cuts the layers where the variance of the stages' sizes, embedding and head included, is least;
+// of equal cuts the one that ends stages earliest.
 std::vector<StageRange> CutStages(const ModelConfig& config, int num_stages) {
   const int64_t n = config.num_layers();
   const double vocabulary = static_cast<double>(config.vocab * config.hidden);
@@ -166,7 +193,8 @@ std::vector<StageRange> CutStages(const ModelConfig& config, int num_stages) {
     const bool one_copy = config.tied_head && at_start && at_end;
     return before[last] - before[first] + vocabulary * (one_copy ? 1 : at_start + at_end);
   };
-  // best[s][i]: least sum of squares of stages [0, s) over layers [0, i). The total is fixed, so it is the variance's.
+  // best[s][i]: least sum of squares of stages [0, s) over layers [0, i). The total is fixed, so it
+  // is the variance's.
   constexpr double kNever = std::numeric_limits<double>::infinity();
   std::vector<std::vector<double>> best(num_stages + 1, std::vector<double>(n + 1, kNever));
   std::vector<std::vector<int64_t>> cut(num_stages + 1, std::vector<int64_t>(n + 1, 0));
@@ -191,19 +219,22 @@ std::vector<StageRange> CutStages(const ModelConfig& config, int num_stages) {
 // Why tp does not fit, or "".
 std::string Obstacle(const ModelConfig& config, int tp) {
   const auto uneven = [&](int64_t count, const char* what) {
-    return count % tp == 0 ? "" : absl::StrCat(count, " ", what, " cannot be dealt out to ", tp, " ranks");
+    return count % tp == 0
+               ? ""
+               : absl::StrCat(count, " ", what, " cannot be dealt out to ", tp, " ranks");
   };
   const auto leafless = [&](int64_t k, const char* what) {
-    return k % kNumLeaves == 0 && k % tp == 0
-               ? ""
-               : absl::StrCat("the ", k, " columns of ", what, " are not a multiple of ", kNumLeaves);
+    return k % kNumLeaves == 0 && k % tp == 0 ? ""
+                                              : absl::StrCat("the ", k, " columns of ", what,
+                                                             " are not a multiple of ", kNumLeaves);
   };
   std::vector<std::string> obstacles;
   if (config.num_layers_of(MixerKind::kAttention) > 0) {
     const AttentionConfig& attention = config.attention;
     obstacles.push_back(uneven(attention.num_heads, "query heads"));
     if (attention.num_kv_heads % tp != 0 && tp % attention.num_kv_heads != 0) {
-      obstacles.push_back(absl::StrCat(attention.num_kv_heads, " KV heads neither divide nor are divided by ", tp));
+      obstacles.push_back(
+          absl::StrCat(attention.num_kv_heads, " KV heads neither divide nor are divided by ", tp));
     }
     obstacles.push_back(leafless(attention.num_heads * attention.head_dim, "o_proj"));
   }
@@ -213,7 +244,8 @@ std::string Obstacle(const ModelConfig& config, int tp) {
     obstacles.push_back(uneven(net.num_value_heads, "linear value heads"));
     obstacles.push_back(leafless(net.num_value_heads * net.value_dim, "out_proj"));
   }
-  for (const LayerConfig& layer : config.layers) obstacles.push_back(leafless(layer.ffn, "down_proj"));
+  for (const LayerConfig& layer : config.layers)
+    obstacles.push_back(leafless(layer.ffn, "down_proj"));
   for (const std::string& obstacle : obstacles) {
     if (tp > 1 && !obstacle.empty()) return obstacle;
   }
@@ -241,14 +273,14 @@ absl::StatusOr<ShardPlan> ShardPlan::Make(const ModelConfig& config, Mesh mesh) 
   if (std::find(sizes.begin(), sizes.end(), mesh.tp) == sizes.end()) {
     const bool known = mesh.tp == 2 || mesh.tp == 4 || mesh.tp == 8;
     return absl::InvalidArgumentError(
-        absl::StrCat("tensor-parallel size ", mesh.tp, " does not fit this ", config.model_type, " model",
-                     known ? ": " : "", known ? Obstacle(config, mesh.tp) : "", "; sizes that fit: ",
-                     absl::StrJoin(sizes, ", ")));
+        absl::StrCat("tensor-parallel size ", mesh.tp, " does not fit this ", config.model_type,
+                     " model", known ? ": " : "", known ? Obstacle(config, mesh.tp) : "",
+                     "; sizes that fit: ", absl::StrJoin(sizes, ", ")));
   }
   if (mesh.pp < 1 || mesh.pp > config.num_layers()) {
-    return absl::InvalidArgumentError(absl::StrCat(mesh.pp, " pipeline stages do not fit a model of ",
-                                                   config.num_layers(), " layers; 1 to ", config.num_layers(),
-                                                   " do"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(mesh.pp, " pipeline stages do not fit a model of ", config.num_layers(),
+                     " layers; 1 to ", config.num_layers(), " do"));
   }
   ShardPlan plan;
   plan.mesh_ = mesh;
@@ -261,7 +293,8 @@ absl::StatusOr<ShardPlan> ShardPlan::Make(const ModelConfig& config, Mesh mesh) 
   table.Vocabulary("model.embed_tokens.weight", config.vocab, config.hidden);
   for (int stage = 0; stage < mesh.pp; ++stage) {
     table.set_stages(stage, stage);
-    for (int64_t i = plan.stages_[stage].first; i < plan.stages_[stage].last; ++i) AddLayer(config, i, table);
+    for (int64_t i = plan.stages_[stage].first; i < plan.stages_[stage].last; ++i)
+      AddLayer(config, i, table);
   }
   table.Vector("model.norm.weight", config.hidden);
   if (!config.tied_head) table.Vocabulary("lm_head.weight", config.vocab, config.hidden);

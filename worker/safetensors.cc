@@ -98,8 +98,7 @@ const char* SafetensorsName(DType dtype) {
   return "";
 }
 
-// ---- reading
-// --------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
   std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path));
@@ -229,8 +228,7 @@ void SafetensorsFile::Release(const std::byte* begin, size_t size) const {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
-// ---- writing
-// --------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
     const std::string& path, const std::vector<SafetensorsTensor>& tensors,
