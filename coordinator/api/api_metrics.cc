@@ -1,0 +1,130 @@
+#include "coordinator/api/api_metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <iterator>
+#include <vector>
+
+namespace plumbline {
+namespace {
+
+using prometheus::Histogram;
+
+const Histogram::BucketBoundaries kSecondsToFirstToken = {0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
+                                                          1,     2,    5,    10,   20,  60,  120};
+const Histogram::BucketBoundaries kSecondsPerToken = {0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05,
+                                                      0.075, 0.1,   0.2,   0.5,  1,    2};
+const Histogram::BucketBoundaries kSecondsOfRequest = {0.01, 0.05, 0.1, 0.5, 1,   2,  5,
+                                                       10,   20,   60,  120, 300, 600};
+
+prometheus::MetricFamily FamilyOf(const char* name, const char* help, prometheus::MetricType type,
+                                  double value) {
+  prometheus::MetricFamily family{name, help, type, {}};
+  prometheus::ClientMetric metric;
+  if (type == prometheus::MetricType::Counter) metric.counter.value = value;
+  if (type == prometheus::MetricType::Gauge) metric.gauge.value = value;
+  family.metric.push_back(metric);
+  return family;
+}
+
+// A snapshot, so nothing need be kept up to date between scrapes.
+std::vector<prometheus::MetricFamily> FamiliesOf(const EngineStats& stats) {
+  constexpr auto kCounter = prometheus::MetricType::Counter;
+  constexpr auto kGauge = prometheus::MetricType::Gauge;
+  const auto number = [](auto value) { return static_cast<double>(value); };
+  return {
+      FamilyOf("plumbline_queued_sequences", "Sequences waiting for their first step.", kGauge,
+               number(stats.queued)),
+      FamilyOf("plumbline_running_sequences", "Sequences in the batch.", kGauge,
+               number(stats.running)),
+      FamilyOf("plumbline_kv_blocks", "KV blocks laid out.", kGauge, number(stats.blocks_total)),
+      FamilyOf("plumbline_kv_blocks_used", "KV blocks in use.", kGauge, number(stats.blocks_used)),
+      FamilyOf("plumbline_state_slots", "Recurrent-state slots laid out.", kGauge,
+               number(stats.state_slots_total)),
+      FamilyOf("plumbline_state_slots_used", "Recurrent-state slots in use.", kGauge,
+               number(stats.state_slots_used)),
+      FamilyOf("plumbline_sequences_accepted_total", "Sequences accepted.", kCounter,
+               number(stats.requests_accepted)),
+      FamilyOf("plumbline_sequences_finished_total", "Sequences finished.", kCounter,
+               number(stats.requests_finished)),
+      FamilyOf("plumbline_sequences_failed_total", "Sequences ended by an error.", kCounter,
+               number(stats.requests_failed)),
+      FamilyOf("plumbline_sequences_cancelled_total", "Sequences cancelled.", kCounter,
+               number(stats.requests_cancelled)),
+      FamilyOf("plumbline_sequences_refused_total", "Sequences refused, e.g. by a full queue.",
+               kCounter, number(stats.requests_refused)),
+      FamilyOf("plumbline_prompt_tokens_total", "Prompt tokens computed.", kCounter,
+               number(stats.prompt_tokens)),
+      FamilyOf("plumbline_generated_tokens_total", "Tokens generated.", kCounter,
+               number(stats.generated_tokens)),
+      FamilyOf("plumbline_steps_total", "Steps finished.", kCounter, number(stats.steps)),
+      FamilyOf("plumbline_preemptions_total", "Sequences preempted for lack of cache.", kCounter,
+               number(stats.preemptions)),
+      FamilyOf("plumbline_replays_total", "Sequences replayed after a lost cluster.", kCounter,
+               number(stats.replays)),
+      FamilyOf("plumbline_epoch", "Epoch of the cluster.", kGauge, number(stats.epoch)),
+      FamilyOf("plumbline_ready", "1 while a cluster is there.", kGauge, stats.ready ? 1 : 0),
+      FamilyOf("plumbline_draining", "1 while no requests are admitted.", kGauge,
+               stats.draining ? 1 : 0),
+      FamilyOf("plumbline_seconds_since_progress",
+               "Since the last finished step, while work is under way.", kGauge,
+               absl::ToDoubleSeconds(stats.since_progress)),
+  };
+}
+
+}  // namespace
+
+struct ApiMetrics::Impl {
+  prometheus::Registry registry;
+  prometheus::Family<prometheus::Counter>& requests =
+      prometheus::BuildCounter()
+          .Name("plumbline_http_requests_total")
+          .Help("HTTP requests answered, by route and status.")
+          .Register(registry);
+  prometheus::Family<Histogram>& request_seconds =
+      prometheus::BuildHistogram()
+          .Name("plumbline_http_request_seconds")
+          .Help("From a request's arrival to the end of its answer.")
+          .Register(registry);
+  Histogram& first_token = prometheus::BuildHistogram()
+                               .Name("plumbline_time_to_first_token_seconds")
+                               .Help("From a request's arrival to its first token.")
+                               .Register(registry)
+                               .Add({}, kSecondsToFirstToken);
+  Histogram& per_token = prometheus::BuildHistogram()
+                             .Name("plumbline_time_per_output_token_seconds")
+                             .Help("Between tokens of one sequence.")
+                             .Register(registry)
+                             .Add({}, kSecondsPerToken);
+};
+
+ApiMetrics::ApiMetrics() : impl_(std::make_unique<Impl>()) {}
+ApiMetrics::~ApiMetrics() = default;
+
+void ApiMetrics::CountRequest(const std::string& route, int http_status, absl::Duration duration) {
+  impl_->requests.Add({{"route", route}, {"status", std::to_string(http_status)}}).Increment();
+  impl_->request_seconds.Add({{"route", route}}, kSecondsOfRequest)
+      .Observe(absl::ToDoubleSeconds(duration));
+}
+
+void ApiMetrics::ObserveTimeToFirstToken(absl::Duration duration) {
+  impl_->first_token.Observe(absl::ToDoubleSeconds(duration));
+}
+
+void ApiMetrics::ObserveTokens(absl::Duration since_last, int64_t num_tokens) {
+  const double seconds = absl::ToDoubleSeconds(since_last) / static_cast<double>(num_tokens);
+  for (int64_t i = 0; i < num_tokens; ++i) impl_->per_token.Observe(seconds);
+}
+
+std::string ApiMetrics::Serialize(const EngineStats& stats) const {
+  std::vector<prometheus::MetricFamily> families = impl_->registry.Collect();
+  std::vector<prometheus::MetricFamily> engine = FamiliesOf(stats);
+  std::move(engine.begin(), engine.end(), std::back_inserter(families));
+  return prometheus::TextSerializer().Serialize(families);
+}
+
+}  // namespace plumbline

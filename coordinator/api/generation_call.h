@@ -1,0 +1,32 @@
+// GenerationCall: one HTTP request's sequences, from the engine to the client. Outputs arrive on
+// the engine thread, which only puts them in a list; formatting happens on the server's handler
+// threads. A client that goes away, or reads too slowly, cancels every sequence.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "coordinator/api/api_metrics.h"
+#include "coordinator/api/http_server.h"
+#include "coordinator/api/openai_response.h"
+#include "coordinator/engine/engine.h"
+
+namespace plumbline {
+
+struct GenerationCallOptions {
+  Engine* engine = nullptr;       // outlives the call
+  ApiMetrics* metrics = nullptr;  // outlives the call
+  std::shared_ptr<HttpResponder> responder;
+  std::unique_ptr<ResponseFormat> format;
+  std::vector<GenerationRequest> requests;  // one per choice
+  int64_t prompt_tokens = 0;                // for the usage
+  bool stream = false;
+  bool include_usage = false;  // in the stream
+  absl::Time arrival;
+};
+
+// Submits all and returns; answers through the responder, also when that fails.
+void StartGenerationCall(GenerationCallOptions options);
+
+}  // namespace plumbline

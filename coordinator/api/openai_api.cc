@@ -1,0 +1,420 @@
+#include "coordinator/api/openai_api.h"
+
+#include <openssl/crypto.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "coordinator/api/api_error.h"
+#include "coordinator/api/readiness.h"
+#include "coordinator/text/tokenizer.h"
+#include "proto/status.h"
+
+namespace plumbline {
+namespace {
+
+constexpr size_t kMaxSequencesPerRequest = 1024;
+constexpr size_t kMaxRequestIdBytes = 128;
+constexpr char kModelPath[] = "/v1/models/";
+
+std::string RandomId(const char* prefix) {
+  return absl::StrFormat("%s%016x%016x", prefix, RandomSeed(), RandomSeed());
+}
+
+// The client's own, when it is fit for a header and a log.
+std::string RequestIdOf(const HttpRequest& request) {
+  const std::string id(request.Header("x-request-id"));
+  const auto is_printable = [](char c) { return c > ' ' && c < 0x7f; };
+  if (id.empty() || id.size() > kMaxRequestIdBytes ||
+      !std::all_of(id.begin(), id.end(), is_printable)) {
+    return RandomId("req-");
+  }
+  return id;
+}
+
+const nlohmann::ordered_json* OrNull(const nlohmann::ordered_json& json) {
+  return json.is_null() ? nullptr : &json;
+}
+
+ChatRequest ChatRequestOf(const ChatFields& chat) {
+  return {.messages = &chat.messages,
+          .tools = OrNull(chat.tools),
+          .add_generation_prompt = chat.add_generation_prompt,
+          .chat_template_kwargs = OrNull(chat.arguments)};
+}
+
+// Puts headers of ours on every answer, counts it and logs it.
+class MeasuredResponder final : public HttpResponder {
+ public:
+  struct Options {
+    ApiMetrics* metrics;
+    const char* route;
+    std::string request_id;
+    absl::Time arrival;
+  };
+  MeasuredResponder(std::shared_ptr<HttpResponder> responder, Options options)
+      : responder_(std::move(responder)), options_(std::move(options)) {}
+
+  void AddHeader(HttpHeader header) { headers_.push_back(std::move(header)); }
+
+  void Respond(HttpResponse response) override {
+    status_ = response.status;
+    Count();
+    responder_->Respond(WithHeaders(std::move(response)));
+  }
+  void StartStream(HttpResponse response) override {
+    status_ = response.status;
+    responder_->StartStream(WithHeaders(std::move(response)));
+  }
+  bool Write(std::string_view piece) override { return responder_->Write(piece); }
+  void Finish() override {
+    Count();
+    responder_->Finish();
+  }
+  void OnCancel(std::function<void()> callback) override {
+    responder_->OnCancel(std::move(callback));
+  }
+  void Post(std::function<void()> task) override { responder_->Post(std::move(task)); }
+
+ private:
+  HttpResponse WithHeaders(HttpResponse response) const {
+    response.headers.push_back({"X-Request-Id", options_.request_id});
+    response.headers.insert(response.headers.end(), headers_.begin(), headers_.end());
+    return response;
+  }
+
+  void Count() {
+    const absl::Duration duration = absl::Now() - options_.arrival;
+    options_.metrics->CountRequest(options_.route, status_, duration);
+    spdlog::debug("request id={} route={} status={} seconds={:.3f}", options_.request_id,
+                  options_.route, status_.load(), absl::ToDoubleSeconds(duration));
+  }
+
+  const std::shared_ptr<HttpResponder> responder_;
+  const Options options_;
+  std::vector<HttpHeader> headers_;
+  std::atomic<int> status_ = 0;
+};
+
+}  // namespace
+
+struct OpenAiApi::Call {
+  HttpRequest request;
+  std::shared_ptr<MeasuredResponder> responder;
+  std::string id;
+  absl::Time arrival;
+
+  void Answer(const ResponseJson& json) { responder->Respond({.body = Print(json)}); }
+};
+
+struct OpenAiApi::Route {
+  const char* method;
+  const char* path;  // one that ends in '/' stands for all below it
+  absl::Status (OpenAiApi::*answer)(Call&);
+  enum class Access { kKey, kOpen } access = Access::kKey;
+};
+
+const OpenAiApi::Route OpenAiApi::kRoutes[] = {
+    {"POST", "/v1/chat/completions", &OpenAiApi::ChatCompletions},
+    {"POST", "/v1/completions", &OpenAiApi::Completions},
+    {"GET", "/v1/models", &OpenAiApi::ListModels},
+    {"GET", kModelPath, &OpenAiApi::GetModel},
+    {"POST", "/tokenize", &OpenAiApi::Tokenize},
+    {"POST", "/detokenize", &OpenAiApi::Detokenize},
+    {"GET", "/tokenizer_info", &OpenAiApi::TokenizerInfo},
+    {"GET", "/health", &OpenAiApi::Health, Route::Access::kOpen},
+    {"GET", "/ready", &OpenAiApi::Ready, Route::Access::kOpen},
+    {"GET", "/metrics", &OpenAiApi::Metrics, Route::Access::kOpen},
+    {"", "/v1/files", &OpenAiApi::NotSupported},
+    {"", "/v1/files/", &OpenAiApi::NotSupported},
+    {"", "/v1/fine_tuning/", &OpenAiApi::NotSupported},
+};
+
+OpenAiApi::OpenAiApi(const OpenAiApiOptions& options)
+    : options_(options), builder_(*options.model) {}
+
+// HEAD asks for what GET would say; an empty method stands for any.
+const OpenAiApi::Route* OpenAiApi::FindRoute(const HttpRequest& request, std::string* allowed) {
+  const std::string method = request.method == "HEAD" ? "GET" : request.method;
+  for (const Route& route : kRoutes) {
+    const std::string_view path = route.path;
+    const bool is_match = path.ends_with('/')
+                              ? request.path.starts_with(path) && request.path.size() > path.size()
+                              : request.path == path;
+    if (!is_match) continue;
+    if (*route.method == 0 || method == route.method) return &route;
+    *allowed = route.method;
+  }
+  return nullptr;
+}
+
+bool OpenAiApi::HasKey(const HttpRequest& request) const {
+  if (options_.api_key.empty()) return true;
+  const std::string wanted = "Bearer " + options_.api_key;
+  const std::string_view given = request.Header("authorization");
+  return given.size() == wanted.size() &&
+         CRYPTO_memcmp(given.data(), wanted.data(), wanted.size()) == 0;
+}
+
+HttpResponse OpenAiApi::ErrorResponse(int status, const std::string& message) {
+  metrics_.CountRequest("none", status, absl::ZeroDuration());
+  return ErrorResponseOf(status, message);
+}
+
+void OpenAiApi::Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+  std::string allowed;
+  const Route* route = FindRoute(request, &allowed);
+  const std::string id = RequestIdOf(request);
+  const absl::Time arrival = absl::Now();
+  auto measured = std::make_shared<MeasuredResponder>(
+      std::move(responder),
+      MeasuredResponder::Options{.metrics = &metrics_,
+                                 .route = route == nullptr ? "none" : route->path,
+                                 .request_id = id,
+                                 .arrival = arrival});
+  if (route == nullptr && !allowed.empty()) {
+    HttpResponse response = ErrorResponseOf(405, absl::StrCat(request.method, " is not allowed on ",
+                                                              request.path, ", ", allowed, " is"));
+    response.headers.push_back({"Allow", allowed});
+    return measured->Respond(std::move(response));
+  }
+  if (route == nullptr) {
+    return measured->Respond(ErrorResponseOf(404, "there is nothing at " + request.path));
+  }
+  if (route->access == Route::Access::kKey && !HasKey(request)) {
+    return measured->Respond(
+        ErrorResponseOf(401, "missing or wrong API key; send it as 'Authorization: Bearer KEY'"));
+  }
+  Call call{.request = std::move(request), .responder = measured, .id = id, .arrival = arrival};
+  const absl::Status status = (this->*route->answer)(call);
+  if (!status.ok()) measured->Respond(ErrorResponseOf(status));
+}
+
+// ---- completions ----
+
+absl::Status OpenAiApi::AddChoices(const CompletionFields& fields,
+                                   const std::vector<int32_t>& prompt, const Call& call,
+                                   std::vector<GenerationRequest>* requests) const {
+  PL_ASSIGN_OR_RETURN(
+      const int64_t max_tokens,
+      builder_.FitMaxTokens(static_cast<int64_t>(prompt.size()), fields.max_tokens));
+  for (int64_t i = 0; i < fields.n; ++i) {
+    GenerationRequest request = fields.generation;
+    request.id = absl::StrCat(call.id, "/", requests->size());
+    request.prompt = prompt;
+    request.max_tokens = max_tokens;
+    // Of the choice alone, not of the prompt's place in the list: a batch answers as its prompts
+    // alone would.
+    request.sampling.seed += static_cast<uint64_t>(i);
+    requests->push_back(std::move(request));
+  }
+  return absl::OkStatus();
+}
+
+GenerationCallOptions OpenAiApi::CallOptions(const Call& call, const CompletionFields& fields) {
+  call.responder->AddHeader({"X-Plumbline-Seed", std::to_string(fields.generation.sampling.seed)});
+  return {.engine = options_.engine,
+          .metrics = &metrics_,
+          .responder = call.responder,
+          .stream = fields.stream,
+          .include_usage = fields.include_usage,
+          .arrival = call.arrival};
+}
+
+ResponseOptions OpenAiApi::FormatOptions(const CompletionFields& fields,
+                                         const char* id_prefix) const {
+  return {.id = RandomId(id_prefix),
+          .created = absl::ToUnixSeconds(absl::Now()),
+          .model = options_.model,
+          .include_usage = fields.include_usage,
+          .return_tokens_as_token_ids = fields.return_tokens_as_token_ids,
+          .skip_special_tokens = fields.generation.skip_special_tokens};
+}
+
+absl::Status OpenAiApi::ChatCompletions(Call& call) {
+  PL_ASSIGN_OR_RETURN(
+      ChatCompletionRequest request,
+      ParseChatCompletionRequest(call.request.body, options_.model->sampling_defaults));
+  CompletionFields& fields = request.common;
+  PL_RETURN_IF_ERROR(builder_.CheckModel(fields.model));
+  PL_RETURN_IF_ERROR(builder_.CheckGeneration(fields.generation));
+  PL_RETURN_IF_ERROR(builder_.CheckChoices(fields.n));
+  if (!fields.has_seed) fields.generation.sampling.seed = RandomSeed();
+  PL_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
+                      builder_.EncodeChat(ChatRequestOf(request.chat),
+                                          {.add_special_tokens = fields.add_special_tokens}));
+  GenerationCallOptions generation = CallOptions(call, fields);
+  PL_RETURN_IF_ERROR(AddChoices(fields, prompt, call, &generation.requests));
+  generation.prompt_tokens = static_cast<int64_t>(prompt.size());
+  generation.format = MakeChatFormat(FormatOptions(fields, "chatcmpl-"));
+  StartGenerationCall(std::move(generation));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<int32_t>> OpenAiApi::EncodePrompt(const CompletionRequest& request,
+                                                             const TextPrompt& prompt) const {
+  if (request.suffix) {
+    if (prompt.is_tokens) return InvalidField("suffix", "needs a prompt given as text");
+    return builder_.EncodeInfill({.prefix = prompt.text, .suffix = *request.suffix});
+  }
+  if (prompt.is_tokens) {
+    PL_RETURN_IF_ERROR(builder_.CheckTokens(prompt.tokens, "prompt"));
+    return prompt.tokens;
+  }
+  return builder_.EncodeText(prompt.text, "prompt",
+                             {.add_special_tokens = request.common.add_special_tokens});
+}
+
+absl::Status OpenAiApi::Completions(Call& call) {
+  PL_ASSIGN_OR_RETURN(CompletionRequest request,
+                      ParseCompletionRequest(call.request.body, options_.model->sampling_defaults));
+  CompletionFields& fields = request.common;
+  PL_RETURN_IF_ERROR(builder_.CheckModel(fields.model));
+  PL_RETURN_IF_ERROR(builder_.CheckGeneration(fields.generation));
+  PL_RETURN_IF_ERROR(builder_.CheckChoices(fields.n));
+  if (request.prompts.size() * static_cast<size_t>(fields.n) > kMaxSequencesPerRequest) {
+    return InvalidField("prompt",
+                        absl::StrCat("prompts times n are more than ", kMaxSequencesPerRequest));
+  }
+  if (!fields.has_seed) fields.generation.sampling.seed = RandomSeed();
+  GenerationCallOptions generation = CallOptions(call, fields);
+  CompletionFormatOptions format = {.common = FormatOptions(fields, "cmpl-"),
+                                    .num_choices_per_prompt = static_cast<int>(fields.n),
+                                    .echo = request.echo,
+                                    .num_top_logprobs = fields.generation.num_top_logprobs,
+                                    .num_prompt_logprobs = request.num_prompt_logprobs};
+  const DecodeOptions decode = {.skip_special_tokens = fields.generation.skip_special_tokens};
+  for (const TextPrompt& prompt : request.prompts) {
+    PL_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, EncodePrompt(request, prompt));
+    if (tokens.empty()) return InvalidField("prompt", "has no tokens");
+    PL_RETURN_IF_ERROR(AddChoices(fields, tokens, call, &generation.requests));
+    generation.prompt_tokens += static_cast<int64_t>(tokens.size());
+    if (request.echo) {
+      std::string text =
+          prompt.is_tokens ? options_.model->text->tokenizer->Decode(tokens, decode) : prompt.text;
+      format.prompts.push_back({.text = std::move(text), .tokens = std::move(tokens)});
+    }
+  }
+  generation.format = MakeCompletionFormat(std::move(format));
+  StartGenerationCall(std::move(generation));
+  return absl::OkStatus();
+}
+
+// ---- models and tokens ----
+
+ResponseJson OpenAiApi::ModelJson() const {
+  const ServedModel& model = *options_.model;
+  ResponseJson json;
+  json["id"] = model.name;
+  json["object"] = "model";
+  json["created"] = model.created;
+  json["owned_by"] = "plumbline";
+  json["root"] = model.name;
+  json["parent"] = nullptr;
+  json["max_model_len"] = model.max_model_len;
+  json["arithmetic"] = options_.cluster == nullptr ? "" : options_.cluster->Snapshot().arithmetic;
+  json["numerics"] = model.numerics;
+  json["fingerprint"] = model.fingerprint;
+  return json;
+}
+
+absl::Status OpenAiApi::ListModels(Call& call) {
+  ResponseJson json;
+  json["object"] = "list";
+  json["data"] = ResponseJson::array({ModelJson()});
+  call.Answer(json);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::GetModel(Call& call) {
+  PL_RETURN_IF_ERROR(builder_.CheckModel(call.request.path.substr(sizeof(kModelPath) - 1)));
+  call.Answer(ModelJson());
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Tokenize(Call& call) {
+  PL_ASSIGN_OR_RETURN(const TokenizeRequest request, ParseTokenizeRequest(call.request.body));
+  PL_RETURN_IF_ERROR(builder_.CheckModel(request.model));
+  const EncodeOptions encode = {.add_special_tokens = request.add_special_tokens};
+  std::vector<int32_t> tokens;
+  if (request.prompt) {
+    PL_ASSIGN_OR_RETURN(tokens, builder_.EncodeText(*request.prompt, "prompt", encode));
+  } else {
+    PL_ASSIGN_OR_RETURN(tokens, builder_.EncodeChat(ChatRequestOf(request.chat), encode));
+  }
+  ResponseJson json;
+  json["count"] = tokens.size();
+  json["max_model_len"] = options_.model->max_model_len;
+  json["tokens"] = tokens;
+  if (request.return_token_strings) {
+    ResponseJson strings = ResponseJson::array();
+    for (const int32_t token : tokens) {
+      strings.push_back(std::string(options_.model->text->tokenizer->TokenString(token)));
+    }
+    json["token_strs"] = std::move(strings);
+  }
+  call.Answer(json);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Detokenize(Call& call) {
+  PL_ASSIGN_OR_RETURN(const DetokenizeRequest request, ParseDetokenizeRequest(call.request.body));
+  PL_RETURN_IF_ERROR(builder_.CheckModel(request.model));
+  PL_RETURN_IF_ERROR(builder_.CheckTokens(request.tokens, "tokens"));
+  ResponseJson json;
+  json["prompt"] = options_.model->text->tokenizer->Decode(request.tokens);
+  call.Answer(json);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::TokenizerInfo(Call& call) {
+  const ModelText& text = *options_.model->text;
+  const auto or_null = [](const std::optional<std::string>& token) {
+    return token ? ResponseJson(*token) : ResponseJson();
+  };
+  ResponseJson json;
+  json["tokenizer_class"] = "PreTrainedTokenizerFast";
+  json["model"] = options_.model->name;
+  json["vocab_size"] = text.tokenizer->vocab_size();
+  json["model_max_length"] = options_.model->max_model_len;
+  json["bos_token"] = or_null(text.tokens.bos_token);
+  json["eos_token"] = or_null(text.tokens.eos_token);
+  json["pad_token"] = or_null(text.tokens.pad_token);
+  json["unk_token"] = or_null(text.tokens.unk_token);
+  json["eos_token_ids"] = text.eos_ids;
+  json["chat_template"] =
+      text.chat_template ? ResponseJson(text.chat_template->source()) : ResponseJson();
+  call.Answer(json);
+  return absl::OkStatus();
+}
+
+// ---- operation ----
+
+absl::Status OpenAiApi::Health(Call& call) {
+  call.Answer({{"status", "ok"}});
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Ready(Call& call) {
+  PL_RETURN_IF_ERROR(Readiness(options_.engine->Stats(), options_.stuck_after));
+  call.Answer({{"status", "ready"}});
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Metrics(Call& call) {
+  call.responder->Respond({.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                           .body = metrics_.Serialize(options_.engine->Stats())});
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::NotSupported(Call& call) {
+  return absl::UnimplementedError(
+      absl::StrCat(call.request.path, " is not supported yet: this server does not fine-tune"));
+}
+
+}  // namespace plumbline

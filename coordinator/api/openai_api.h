@@ -1,0 +1,74 @@
+// OpenAiApi: the routes of the HTTP interface, as OpenAI's clients, lm-eval and Prometheus expect
+// them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "coordinator/api/api_metrics.h"
+#include "coordinator/api/cluster_info.h"
+#include "coordinator/api/generation_call.h"
+#include "coordinator/api/http_server.h"
+#include "coordinator/api/openai_response.h"
+#include "coordinator/api/openai_types.h"
+#include "coordinator/api/request_builder.h"
+#include "coordinator/api/served_model.h"
+#include "coordinator/engine/engine.h"
+
+namespace plumbline {
+
+struct OpenAiApiOptions {
+  Engine* engine = nullptr;
+  const ServedModel* model = nullptr;
+  const ClusterInfo* cluster = nullptr;           // may be null
+  std::string api_key;                            // empty: none is needed
+  absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
+};
+
+class OpenAiApi final : public HttpHandler {
+ public:
+  // What the options point to outlives this.
+  explicit OpenAiApi(const OpenAiApiOptions& options);
+
+  void Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) override;
+  HttpResponse ErrorResponse(int status, const std::string& message) override;
+
+ private:
+  struct Call;   // one request under way
+  struct Route;  // method, path, what answers it
+  static const Route kRoutes[];
+
+  static const Route* FindRoute(const HttpRequest& request, std::string* allowed);
+  bool HasKey(const HttpRequest& request) const;
+
+  // Each answers through the call's responder, or returns an error to answer with.
+  absl::Status ChatCompletions(Call& call);
+  absl::Status Completions(Call& call);
+  absl::Status ListModels(Call& call);
+  absl::Status GetModel(Call& call);
+  absl::Status Tokenize(Call& call);
+  absl::Status Detokenize(Call& call);
+  absl::Status TokenizerInfo(Call& call);
+  absl::Status Health(Call& call);
+  absl::Status Ready(Call& call);
+  absl::Status Metrics(Call& call);
+  absl::Status NotSupported(Call& call);
+
+  // Appends the requests of one prompt's choices.
+  absl::Status AddChoices(const CompletionFields& fields, const std::vector<int32_t>& prompt,
+                          const Call& call, std::vector<GenerationRequest>* requests) const;
+  absl::StatusOr<std::vector<int32_t>> EncodePrompt(const CompletionRequest& request,
+                                                    const TextPrompt& prompt) const;
+  GenerationCallOptions CallOptions(const Call& call, const CompletionFields& fields);
+  ResponseOptions FormatOptions(const CompletionFields& fields, const char* id_prefix) const;
+  ResponseJson ModelJson() const;
+
+  const OpenAiApiOptions options_;
+  const RequestBuilder builder_;
+  ApiMetrics metrics_;
+};
+
+}  // namespace plumbline

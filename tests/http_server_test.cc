@@ -1,0 +1,351 @@
+// The HTTP server over real sockets: framing, limits, time-outs, clients that go away, graceful
+// stop.
+#include "coordinator/api/http_server.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <future>
+#include <mutex>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+
+namespace plumbline {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+// A client that says exactly the bytes it is told to.
+class RawClient {
+ public:
+  explicit RawClient(uint16_t port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    connected_ = ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+  }
+  ~RawClient() { Close(); }
+
+  bool connected() const { return connected_; }
+
+  void Close() {
+    if (socket_ >= 0) ::close(socket_);
+    socket_ = -1;
+  }
+
+  void Send(const std::string& bytes) {
+    size_t sent = 0;
+    while (sent < bytes.size()) {
+      const ssize_t n = ::send(socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
+      if (n <= 0) return;
+      sent += static_cast<size_t>(n);
+    }
+  }
+
+  // Reads until `end` has come, or to the end of the connection when it is empty.
+  std::string ReadUntil(const std::string& end) {
+    while (end.empty() || received_.find(end) == std::string::npos) {
+      pollfd poll_set{.fd = socket_, .events = POLLIN};
+      if (::poll(&poll_set, 1, 5000) <= 0) break;
+      char buffer[4096];
+      const ssize_t n = ::recv(socket_, buffer, sizeof buffer, 0);
+      if (n <= 0) break;
+      received_.append(buffer, static_cast<size_t>(n));
+    }
+    const size_t at = end.empty() ? std::string::npos : received_.find(end);
+    const size_t size = at == std::string::npos ? received_.size() : at + end.size();
+    std::string result = received_.substr(0, size);
+    received_.erase(0, size);
+    return result;
+  }
+  std::string ReadAll() { return ReadUntil(""); }
+
+ private:
+  int socket_;
+  bool connected_;
+  std::string received_;
+};
+
+class TestHandler : public HttpHandler {
+ public:
+  void Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) override {
+    if (request.path == "/echo") return responder->Respond({.body = request.body});
+    if (request.path == "/describe") {
+      return responder->Respond({.body = request.method + " " + request.query + " " +
+                                         std::string(request.Header("x-test"))});
+    }
+    if (request.path == "/forget") return;
+    if (request.path == "/stream") {
+      responder->StartStream({.content_type = "text/event-stream", .body = "one"});
+      responder->Write("two");
+      responder->Write("three");
+      return responder->Finish();
+    }
+    if (request.path == "/cut") return responder->StartStream({.body = "half"});
+    if (request.path == "/flood") {
+      responder->OnCancel([this] { cancelled.Notify(); });
+      responder->StartStream({});
+      const std::string piece(16 << 10, 'x');
+      while (responder->Write(piece)) ++flood_pieces;
+      flood_ended.Notify();
+      return;
+    }
+    if (request.path == "/wait" || request.path == "/wait-stream") {
+      if (request.path == "/wait-stream") responder->StartStream({.body = "first"});
+      responder->OnCancel([this] { cancelled.Notify(); });
+      const std::lock_guard lock(mutex);
+      kept = responder;
+      waiting.Notify();
+      return;
+    }
+    responder->Respond(ErrorResponse(404, "nothing there"));
+  }
+  HttpResponse ErrorResponse(int status, const std::string& message) override {
+    return {.status = status, .body = "refused: " + message};
+  }
+
+  std::mutex mutex;
+  std::shared_ptr<HttpResponder> kept;
+  absl::Notification waiting;
+  absl::Notification cancelled;
+  absl::Notification flood_ended;
+  std::atomic<int> flood_pieces = 0;
+};
+
+class HttpServerTest : public ::testing::Test {
+ protected:
+  void StartServer(const HttpServerOptions& options = {}) {
+    auto server = HttpServer::Start(options, &handler_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  RawClient Connect() { return RawClient(server_->port()); }
+
+  TestHandler handler_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpServerTest, AnswersSeveralRequestsOnOneConnection) {
+  StartServer();
+  RawClient client = Connect();
+  for (const std::string body : {"alpha", "beta", ""}) {
+    client.Send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: " + std::to_string(body.size()) +
+                "\r\n\r\n" + body);
+    const std::string head = client.ReadUntil("\r\n\r\n");
+    EXPECT_THAT(head, StartsWith("HTTP/1.1 200 OK\r\n"));
+    EXPECT_THAT(head, HasSubstr("Content-Length: " + std::to_string(body.size()) + "\r\n"));
+    EXPECT_THAT(head, HasSubstr("Connection: keep-alive"));
+    if (!body.empty()) {
+      EXPECT_EQ(client.ReadUntil(body), body);
+    }
+  }
+}
+
+TEST_F(HttpServerTest, AnswersRequestsSentAhead) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send(
+      "POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\noneGET /describe?a=1 HTTP/1.1\r\n"
+      "X-Test: yes\r\n\r\nGET /describe HTTP/1.1\r\nConnection: close\r\n\r\n");
+  const std::string all = client.ReadAll();
+  EXPECT_THAT(all, HasSubstr("\r\n\r\none"));
+  EXPECT_THAT(all, HasSubstr("GET a=1 yes"));
+  EXPECT_THAT(all, HasSubstr("Connection: close"));
+}
+
+TEST_F(HttpServerTest, TakesChunkedBodiesAndExpectContinue) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send(
+      "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+  EXPECT_THAT(client.ReadUntil("abcde"), HasSubstr("Content-Length: 5"));
+  client.Send("POST /echo HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n");
+  EXPECT_EQ(client.ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  client.Send("late");
+  EXPECT_THAT(client.ReadUntil("late"), StartsWith("HTTP/1.1 200 OK"));
+}
+
+TEST_F(HttpServerTest, StreamsInChunks) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("GET /stream HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(client.ReadUntil("\r\n\r\n"), HasSubstr("Transfer-Encoding: chunked"));
+  EXPECT_EQ(client.ReadUntil("0\r\n\r\n"), "3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n");
+  client.Send("GET /describe HTTP/1.1\r\n\r\n");  // the connection is still good
+  EXPECT_THAT(client.ReadUntil("GET"), StartsWith("HTTP/1.1 200 OK"));
+}
+
+TEST_F(HttpServerTest, EndsStreamsToOldClientsWithTheConnection) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("GET /stream HTTP/1.0\r\n\r\n");
+  const std::string all = client.ReadAll();
+  EXPECT_THAT(all, Not(HasSubstr("chunked")));
+  EXPECT_THAT(all, HasSubstr("\r\n\r\nonetwothree"));
+}
+
+TEST_F(HttpServerTest, AnswersHeadWithoutABody) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("HEAD /describe HTTP/1.1\r\nConnection: close\r\n\r\n");
+  const std::string all = client.ReadAll();
+  EXPECT_THAT(all, HasSubstr("Content-Length: 6\r\n"));
+  EXPECT_TRUE(all.ends_with("\r\n\r\n")) << all;
+}
+
+TEST_F(HttpServerTest, RefusesWhatIsTooLargeOrMalformed) {
+  StartServer({.max_header_bytes = 1000, .max_body_bytes = 1000});
+  const auto answer = [this](const std::string& bytes) {
+    RawClient client = Connect();
+    client.Send(bytes);
+    return client.ReadAll();
+  };
+  // The whole body is on its way when the answer comes, and the answer must still arrive.
+  EXPECT_THAT(answer("POST /echo HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n" +
+                     std::string(4'000'000, 'x')),
+              StartsWith("HTTP/1.1 413 "));
+  EXPECT_THAT(answer("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" +
+                     std::string(2000, 'x') + "\r\n0\r\n\r\n"),
+              StartsWith("HTTP/1.1 413 "));
+  EXPECT_THAT(answer("GET / HTTP/1.1\r\nX: " + std::string(2000, 'x') + "\r\n\r\n"),
+              StartsWith("HTTP/1.1 431 "));
+  EXPECT_THAT(answer("nonsense\r\n\r\n"), StartsWith("HTTP/1.1 400 "));
+  EXPECT_THAT(answer("POST /echo HTTP/1.1\r\nContent-Length: -3\r\n\r\n"),
+              StartsWith("HTTP/1.1 400 "));
+}
+
+TEST_F(HttpServerTest, TimesOutSlowRequestsAndIdleConnections) {
+  StartServer({.idle_timeout = absl::Milliseconds(300), .read_timeout = absl::Milliseconds(100)});
+  RawClient slow = Connect();
+  slow.Send("POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
+  EXPECT_THAT(slow.ReadAll(), StartsWith("HTTP/1.1 408 "));
+  RawClient slow_header = Connect();
+  slow_header.Send("POST /ec");
+  EXPECT_THAT(slow_header.ReadAll(), StartsWith("HTTP/1.1 408 "));
+  RawClient idle = Connect();
+  EXPECT_EQ(idle.ReadAll(), "");
+}
+
+TEST_F(HttpServerTest, RefusesMoreConnectionsThanAllowed) {
+  StartServer({.max_connections = 2});
+  RawClient first = Connect();
+  RawClient second = Connect();
+  first.Send("GET /describe HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(first.ReadUntil("GET"), StartsWith("HTTP/1.1 200"));
+  second.Send("GET /describe HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(second.ReadUntil("GET"), StartsWith("HTTP/1.1 200"));
+  RawClient third = Connect();
+  EXPECT_THAT(third.ReadAll(), StartsWith("HTTP/1.1 503 "));
+  first.Close();
+  bool is_accepted = false;
+  for (int i = 0; i < 100 && !is_accepted; ++i) {
+    RawClient next = Connect();
+    next.Send("GET /describe HTTP/1.1\r\n\r\n");
+    is_accepted = next.ReadUntil("GET").starts_with("HTTP/1.1 200");
+  }
+  EXPECT_TRUE(is_accepted);
+}
+
+TEST_F(HttpServerTest, NoticesAClientThatLeavesWhileItWaits) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("GET /wait HTTP/1.1\r\n\r\n");
+  ASSERT_TRUE(handler_.waiting.WaitForNotificationWithTimeout(absl::Seconds(5)));
+  EXPECT_FALSE(handler_.cancelled.WaitForNotificationWithTimeout(absl::Milliseconds(100)));
+  client.Close();
+  EXPECT_TRUE(handler_.cancelled.WaitForNotificationWithTimeout(absl::Seconds(5)));
+  handler_.kept->Respond({});  // too late, and harmless
+}
+
+TEST_F(HttpServerTest, NoticesAClientThatLeavesAStream) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("GET /wait-stream HTTP/1.1\r\n\r\n");
+  client.ReadUntil("first");
+  ASSERT_TRUE(handler_.waiting.WaitForNotificationWithTimeout(absl::Seconds(5)));
+  EXPECT_TRUE(handler_.kept->Write("second"));
+  client.ReadUntil("second");
+  client.Close();
+  EXPECT_TRUE(handler_.cancelled.WaitForNotificationWithTimeout(absl::Seconds(5)));
+  EXPECT_FALSE(handler_.kept->Write("third"));
+}
+
+TEST_F(HttpServerTest, DropsAReaderThatDoesNotRead) {
+  StartServer({.max_buffered_bytes = 64 << 10});
+  RawClient client = Connect();
+  client.Send("GET /flood HTTP/1.1\r\n\r\n");
+  EXPECT_TRUE(handler_.flood_ended.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(handler_.cancelled.WaitForNotificationWithTimeout(absl::Seconds(5)));
+}
+
+TEST_F(HttpServerTest, DropsAClientThatTakesNothingForTooLong) {
+  StartServer({.max_body_bytes = 64 << 20, .write_timeout = absl::Milliseconds(300)});
+  RawClient client = Connect();
+  const std::string body(48 << 20, 'x');  // more than the sockets hold
+  client.Send("POST /echo HTTP/1.1\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" +
+              body);
+  absl::SleepFor(absl::Seconds(1));
+  EXPECT_LT(client.ReadAll().size(), body.size());
+}
+
+TEST_F(HttpServerTest, NeitherHangsNorLiesWhenAHandlerForgets) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("GET /forget HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(client.ReadUntil("\r\n\r\n"), StartsWith("HTTP/1.1 500 "));
+  RawClient cut = Connect();
+  cut.Send("GET /cut HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(cut.ReadAll(), Not(HasSubstr("0\r\n\r\n")));  // no end mark: not a whole answer
+}
+
+TEST_F(HttpServerTest, FinishesResponsesBeforeItStops) {
+  StartServer();
+  RawClient idle = Connect();
+  RawClient client = Connect();
+  client.Send("GET /wait HTTP/1.1\r\n\r\n");
+  ASSERT_TRUE(handler_.waiting.WaitForNotificationWithTimeout(absl::Seconds(5)));
+  std::thread stopper([this] { server_->Stop(absl::Now() + absl::Seconds(10)); });
+  EXPECT_EQ(idle.ReadAll(), "");
+  EXPECT_FALSE(Connect().connected());
+  handler_.kept->Respond({.body = "done"});
+  EXPECT_THAT(client.ReadAll(), HasSubstr("done"));
+  stopper.join();
+  EXPECT_FALSE(handler_.cancelled.HasBeenNotified());
+}
+
+TEST_F(HttpServerTest, StopsAtTheDeadlineAndResponderOutlivesIt) {
+  StartServer();
+  RawClient client = Connect();
+  client.Send("GET /wait HTTP/1.1\r\n\r\n");
+  ASSERT_TRUE(handler_.waiting.WaitForNotificationWithTimeout(absl::Seconds(5)));
+  server_->Stop(absl::Now() + absl::Milliseconds(50));
+  EXPECT_TRUE(handler_.cancelled.HasBeenNotified());
+  server_.reset();
+  handler_.kept->Respond({.body = "nobody reads this"});
+  handler_.kept->Post([] { ADD_FAILURE() << "ran after the server had stopped"; });
+}
+
+TEST_F(HttpServerTest, NamesAnAddressThatIsTaken) {
+  StartServer();
+  HttpServerOptions options;
+  options.port = server_->port();
+  const auto second = HttpServer::Start(options, &handler_);
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()),
+              HasSubstr("127.0.0.1:" + std::to_string(server_->port())));
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr("in use"));
+}
+
+}  // namespace
+}  // namespace plumbline
