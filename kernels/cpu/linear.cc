@@ -55,11 +55,15 @@ void CpuOps::DoLinear(const LinearArgs& args) {
     grid.Place(task, tile);
     float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
     MultiplyTree(table, tile, sums);
-    const int64_t column = tile.first_block * kBlockColumns;
-    const int64_t num_columns = std::min(tile.out_stride(), args.shape.n - column);
-    for (int64_t r = 0; r < tile.num_rows; ++r) {
-      table.store(args.out.as<float>() + (tile.first_row + r) * args.shape.n + column, sums + r * tile.out_stride(),
-                  bias ? bias + column : nullptr, num_columns);
+    for (int64_t block = 0; block < tile.num_blocks; ++block) {
+      const int64_t column = (tile.first_block + block) * kBlockColumns;
+      table.store({.sums = sums + block * tile.block_sums(),
+                   .num_rows = tile.num_rows,
+                   .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, args.shape.n - column)),
+                   .out = args.out.as<float>() + tile.first_row * args.shape.n + column,
+                   .out_stride = args.shape.n,
+                   .out_dtype = DType::kF32,
+                   .bias = bias ? bias + column : nullptr});
     }
   });
 }
@@ -70,7 +74,6 @@ void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
   const LinearLayout layout(args.shape);
   const Panel panel = PreparePanel(pool_, shared_, kernel.format, layout, args.x);
   const ProductGrid grid(kernel, layout, panel.num_rows, pool_.num_threads());
-  const int64_t num_outputs = layout.num_outputs(), out_bytes = static_cast<int64_t>(SizeOf(args.out.dtype()));
   pool_.ParallelFor(grid.num_tasks(), [&](int64_t task, int thread) {
     ProductTile tile{.kernel = kernel,
                      .layout = layout,
@@ -79,13 +82,7 @@ void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
     grid.Place(task, tile);
     float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
     MultiplyTree(table, tile, sums);
-    const int64_t column = tile.first_block * kHalfColumns;
-    const int64_t num_columns = std::min(tile.num_blocks * kHalfColumns, num_outputs - column);
-    for (int64_t r = 0; r < tile.num_rows; ++r) {
-      const int64_t element = (tile.first_row + r) * num_outputs + column;
-      table.gate(static_cast<std::byte*>(args.out.raw()) + element * out_bytes, args.out.dtype(),
-                 sums + r * tile.out_stride(), num_columns);
-    }
+    StoreGated(table, tile, sums, static_cast<std::byte*>(args.out.raw()));
   });
 }
 

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kTileRows = 32;
 constexpr int kStepBytes = 2048;  // 32 k of a block
+constexpr int kOutStride = 128;   // bytes of a row of sums
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -27,46 +28,65 @@ void Configure(int upper_rows, int lower_rows) {
     config.row_bytes[i] = 64;
     config.rows[i] = static_cast<uint8_t>(rows[i]);
   }
-  _tile_loadconfig(&config);
+  // Not _tile_loadconfig: GCC 12 declares that it reads 8 bytes, so the stores to the other fields may vanish.
+  asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
-void PrefetchStep(const char* weight) {
-  for (int line = 0; line < kStepBytes; line += 64) _mm_prefetch(weight + line, _MM_HINT_T0);
-}
+// Asks for memory a few lines at a time, evenly over the steps of a product.
+class Prefetcher {
+ public:
+  Prefetcher(const UpcomingBytes& upcoming, int64_t num_steps)
+      : next_(static_cast<const char*>(upcoming.data)),
+        step_bytes_((upcoming.num_bytes / 64 + num_steps - 1) / num_steps * 64) {}
+
+  void Step() {
+    for (int64_t i = 0; i < step_bytes_; i += 64) _mm_prefetch(next_ + i, _MM_HINT_T1);
+    next_ += step_bytes_;
+  }
+
+ private:
+  const char* next_;
+  int64_t step_bytes_;
+};
+
+struct Prefetchers {
+  Prefetcher weight, panel;
+  void Step() {
+    weight.Step();
+    panel.Step();
+  }
+};
 
 // Up to 16 rows: as fast as the weight arrives from memory.
-void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out) {
-  constexpr int kPrefetchBytes = 4 * kStepBytes;
-  const int64_t out_stride = args.out_stride * 4;
+void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out, Prefetchers& prefetchers) {
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {
-    _tile_loadd(0, out, out_stride);
-    _tile_loadd(1, out + 16, out_stride);
+    _tile_loadd(0, out, kOutStride);
+    _tile_loadd(1, out + 16, kOutStride);
   } else {
     _tile_zero(0);
     _tile_zero(1);
   }
   for (int64_t k = 0; k < args.num_k; k += 32, x += rows * 64, weight += kStepBytes) {
-    PrefetchStep(weight + kPrefetchBytes);
+    prefetchers.Step();
     _tile_loadd(4, x, 64);
     _tile_loadd(6, weight, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, weight + 1024, 64);
     _tile_dpbf16ps(1, 4, 7);
   }
-  _tile_stored(0, out, out_stride);
-  _tile_stored(1, out + 16, out_stride);
+  _tile_stored(0, out, kOutStride);
+  _tile_stored(1, out + 16, kOutStride);
 }
 
-void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out) {
-  const int64_t out_stride = args.out_stride * 4;
-  float* lower = out + 16 * args.out_stride;
+void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out, Prefetchers& prefetchers) {
+  float* lower = out + 16 * 32;
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {
-    _tile_loadd(0, out, out_stride);
-    _tile_loadd(1, out + 16, out_stride);
-    _tile_loadd(2, lower, out_stride);
-    _tile_loadd(3, lower + 16, out_stride);
+    _tile_loadd(0, out, kOutStride);
+    _tile_loadd(1, out + 16, kOutStride);
+    _tile_loadd(2, lower, kOutStride);
+    _tile_loadd(3, lower + 16, kOutStride);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -74,35 +94,37 @@ void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out)
     _tile_zero(3);
   }
   for (int64_t k = 0; k < args.num_k; k += 32, x += rows * 64, weight += kStepBytes) {
+    prefetchers.Step();
     _tile_loadd(4, x, 64);
     _tile_loadd(6, weight, 64);
-    _tile_loadd(7, weight + 1024, 64);
-    _tile_loadd(5, x + 1024, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, x + 1024, 64);
     _tile_dpbf16ps(2, 5, 6);
+    _tile_loadd(7, weight + 1024, 64);
+    _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, out, out_stride);
-  _tile_stored(1, out + 16, out_stride);
-  _tile_stored(2, lower, out_stride);
-  _tile_stored(3, lower + 16, out_stride);
+  _tile_stored(0, out, kOutStride);
+  _tile_stored(1, out + 16, kOutStride);
+  _tile_stored(2, lower, kOutStride);
+  _tile_stored(3, lower + 16, kOutStride);
 }
 
 void Multiply(const MultiplyArgs& args) {
   int configured_rows = 0;
+  const int64_t num_steps = (args.num_rows + kTileRows - 1) / kTileRows * (args.num_k / 32);
+  Prefetchers prefetchers = {{args.upcoming_weight, num_steps}, {args.upcoming_panel, num_steps}};
   for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
     if (rows != configured_rows) Configure(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16);
     configured_rows = rows;
-    const char* x =
-        static_cast<const char*>(args.panel) + (row * args.panel_k + args.panel_k_begin * rows) * 2;
-    float* out = args.out + row * args.out_stride;
+    const char* x = static_cast<const char*>(args.panel) + row * args.num_k * 2;
+    float* out = args.out + row * 32;
     if (rows <= 16) {
-      MultiplyUpper(x, rows, args, out);
+      MultiplyUpper(x, rows, args, out, prefetchers);
     } else {
-      MultiplyBoth(x, rows, args, out);
+      MultiplyBoth(x, rows, args, out, prefetchers);
     }
   }
   _tile_release();
@@ -111,6 +133,6 @@ void Multiply(const MultiplyArgs& args) {
 }  // namespace
 
 const LinearKernel kLinearAmxBf16 = {
-    {.tile_rows = kTileRows, .k_group = 32, .dtype = DType::kBf16}, Multiply};
+    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 512, .dtype = DType::kBf16}, Multiply};
 
 }  // namespace plumbline

@@ -87,7 +87,7 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
   }
 }
 
-constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .dtype = DType::kF32};
+constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
 
 }  // namespace
 
@@ -98,7 +98,7 @@ const LinearTable kLinearAvx2 = {
     .add = LinearElementwise<Avx2>::Add,
     .add_scaled = LinearElementwise<Avx2>::AddScaled,
     .store = LinearElementwise<Avx2>::Store,
-    .gate = LinearElementwise<Avx2>::Gate,
+    .store_gated = LinearElementwise<Avx2>::StoreGated,
     .transpose = Transpose,
 };
 

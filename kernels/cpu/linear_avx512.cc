@@ -14,7 +14,7 @@ struct Bf16Tile {
     __m512 sum[kRows][2];
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < 2; ++v) {
-        sum[r][v] = args.accumulate ? _mm512_loadu_ps(out + r * args.out_stride + 16 * v) : _mm512_setzero_ps();
+        sum[r][v] = args.accumulate ? _mm512_loadu_ps(out + r * 32 + 16 * v) : _mm512_setzero_ps();
       }
     }
     const int* x = static_cast<const int*>(panel);  // pairs
@@ -34,7 +34,7 @@ struct Bf16Tile {
       }
     }
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < 2; ++v) _mm512_storeu_ps(out + r * args.out_stride + 16 * v, sum[r][v]);
+      for (int v = 0; v < 2; ++v) _mm512_storeu_ps(out + r * 32 + 16 * v, sum[r][v]);
     }
   }
 };
@@ -98,18 +98,18 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
   }
 }
 
-constexpr PanelFormat kF32Format = {.tile_rows = kTileRows, .k_group = 1, .dtype = DType::kF32};
+constexpr PanelFormat kF32Format = {.tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
 
 }  // namespace
 
 const LinearTable kLinearAvx512 = {
-    .bf16 = {{.tile_rows = kTileRows, .k_group = 2, .dtype = DType::kBf16}, MultiplyBf16},
+    .bf16 = {{.tile_rows = kTileRows, .k_group = 2, .chunk_k = 512, .dtype = DType::kBf16}, MultiplyBf16},
     .f16 = {kF32Format, Kernel<F16Weight>::Multiply},
     .f32 = {kF32Format, Kernel<F32Weight>::Multiply},
     .add = LinearElementwise<Avx512>::Add,
     .add_scaled = LinearElementwise<Avx512>::AddScaled,
     .store = LinearElementwise<Avx512>::Store,
-    .gate = LinearElementwise<Avx512>::Gate,
+    .store_gated = LinearElementwise<Avx512>::StoreGated,
     .transpose = Transpose,
 };
 

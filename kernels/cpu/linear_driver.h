@@ -40,16 +40,19 @@ struct ProductTile {
   int64_t first_block;
   int64_t num_blocks;
 
-  int64_t out_stride() const { return num_blocks * kBlockColumns; }
-  int64_t num_sums() const { return num_rows * out_stride(); }
+  int64_t block_sums() const { return num_rows * kBlockColumns; }
+  int64_t num_sums() const { return num_blocks * block_sums(); }
 };
 
-// One leaf: out[num_rows, out_stride] f32.
+// One leaf: out[num_blocks, num_rows, 32] f32.
 void MultiplyLeaf(const ProductTile& tile, int leaf, float* out);
 
-// All leaves added in the tree. scratch: [TreeScratchFloats]; the sums are left at its start.
+// All leaves added in the tree. scratch: [TreeScratchFloats]; the sums are left at its start, as of one leaf.
 int64_t TreeScratchFloats(const ProductTile& tile);
 void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch);
+
+// Applies the gate to the sums of a gated tile. out: [all rows of the panel, num_outputs] of the weight's dtype.
+void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums, std::byte* out);
 
 // How an op is cut into tasks: by columns first, so that every thread streams its own part of the weight once; rows in
 // blocks whose activations stay in the cache.

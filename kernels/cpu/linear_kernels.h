@@ -8,24 +8,29 @@
 
 namespace plumbline {
 
-// Rows of activations in the form a kernel reads: tiles of tile_rows rows (the last may have fewer), each
-// [k / k_group][rows of the tile][k_group] elements. Row tile i starts at element i * tile_rows * panel_k.
+// Rows of activations in the form a kernel reads: every leaf in chunks of chunk_k (the last may be shorter), a chunk in
+// tiles of tile_rows rows (the last may have fewer), a tile as [k / k_group][rows][k_group] elements.
 struct PanelFormat {
   int tile_rows;
   int k_group;
+  int chunk_k;  // a multiple of 32: so much of a block of weights stays in the L1 cache while the rows pass
   DType dtype;  // kBf16 or kF32
 };
 
+// Memory that the next products read: fetched into the L2 cache while this one is computed.
+struct UpcomingBytes {
+  const void* data = nullptr;
+  int64_t num_bytes = 0;
+};
+
 struct MultiplyArgs {
-  const void* panel;      // first of the row tiles to multiply
-  int64_t panel_k;        // padded k of the panel
-  int64_t panel_k_begin;  // where in it num_k values are taken
+  const void* panel;      // the row tiles of one chunk
+  const void* weight;     // num_k rows of one block (linear_layout.h)
   int64_t num_k;          // a multiple of 32
   int64_t num_rows;
-  const void* weight;     // num_k rows of one block (linear_layout.h)
-  float* out;             // [num_rows, 32], rows out_stride apart
-  int64_t out_stride;
+  float* out;             // [num_rows, 32]
   bool accumulate;        // continue the sums in out, else start from zero
+  UpcomingBytes upcoming_weight, upcoming_panel;  // a kernel may ignore them
 };
 
 // out (+)= panel * weight. The sum of an element runs over ascending k, in an order that depends on nothing else; a sum
@@ -35,13 +40,23 @@ struct LinearKernel {
   void (*multiply)(const MultiplyArgs& args);
 };
 
+// The finished sums of one block on their way to the op's output.
+struct StoreArgs {
+  const float* sums;      // [num_rows, 32]
+  int64_t num_rows;
+  int num_columns;        // of the output: at most 32, gated at most 16
+  void* out;              // first element
+  int64_t out_stride;     // elements from row to row
+  DType out_dtype;        // f32 unless gated
+  const float* bias;      // [num_columns] or null
+};
+
 struct LinearTable {
   LinearKernel bf16, f16, f32;
-  void (*add)(float* sum, const float* x, int64_t n);                     // sum += x
+  void (*add)(float* sum, const float* x, int64_t n);                      // sum += x
   void (*add_scaled)(float* sum, const float* x, float scale, int64_t n);  // sum += scale * x, product rounded
-  void (*store)(float* out, const float* x, const float* bias, int64_t n);  // out = x + bias; bias may be null
-  // out = silu(gate) * up as dtype; gated holds 16 gates, 16 ups, 16 gates, ... of n outputs.
-  void (*gate)(void* out, DType dtype, const float* gated, int64_t n);
+  void (*store)(const StoreArgs& args);                                    // out = sums + bias
+  void (*store_gated)(const StoreArgs& args);                              // out = silu(sums[:, :16]) * sums[:, 16:]
   // to[c][r] = from[r][c] of 16 x 16 elements of 4 bytes; strides in bytes.
   void (*transpose)(void* to, int64_t to_stride, const void* from, int64_t from_stride);
 };

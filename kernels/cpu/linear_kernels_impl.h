@@ -16,7 +16,7 @@ void MultiplyAddTile(const float* panel, const MultiplyArgs& args, int column, f
   F32 sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = args.accumulate ? V::Load(out + r * args.out_stride + v * V::kWidth) : V::Set(0);
+      sum[r][v] = args.accumulate ? V::Load(out + r * 32 + v * V::kWidth) : V::Set(0);
     }
   }
   for (int64_t k = 0; k < args.num_k; k += Weight::kGroup) {
@@ -31,7 +31,7 @@ void MultiplyAddTile(const float* panel, const MultiplyArgs& args, int column, f
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) V::Store(out + r * args.out_stride + v * V::kWidth, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) V::Store(out + r * 32 + v * V::kWidth, sum[r][v]);
   }
 }
 
@@ -51,8 +51,8 @@ void MultiplyRowTiles(const MultiplyArgs& args) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kMaxRows ? static_cast<int>(left) : kMaxRows;
     const Element* panel =
-        static_cast<const Element*>(args.panel) + row * args.panel_k + args.panel_k_begin * rows;
-    ForRows<kMaxRows, Tile>::Run(rows, panel, args, args.out + row * args.out_stride);
+        static_cast<const Element*>(args.panel) + row * args.num_k;
+    ForRows<kMaxRows, Tile>::Run(rows, panel, args, args.out + row * 32);
   }
 }
 
@@ -77,34 +77,38 @@ struct LinearElementwise {
     }
   }
 
-  static void Store(float* out, const float* x, const float* bias, int64_t n) {
-    int64_t i = 0;
-    for (; i + V::kWidth <= n; i += V::kWidth) {
-      const typename V::F32 value = V::Load(x + i);
-      V::Store(out + i, bias ? V::Add(value, V::Load(bias + i)) : value);
-    }
-    const int rest = static_cast<int>(n - i);
-    if (rest > 0) {
-      const typename V::F32 value = V::LoadFirst(x + i, rest);
-      V::StoreFirst(out + i, bias ? V::Add(value, V::LoadFirst(bias + i, rest)) : value, rest);
-    }
-  }
-
-  static void Gate(void* out, DType dtype, const float* gated, int64_t n) {
-    constexpr int kHalf = 16;
-    for (int64_t i = 0; i < n; i += V::kWidth) {
-      const float* gate = gated + i / kHalf * 2 * kHalf + i % kHalf;
-      const typename V::F32 value = V::Mul(Silu<V>(V::Load(gate)), V::Load(gate + kHalf));
-      const int lanes = n - i < V::kWidth ? static_cast<int>(n - i) : V::kWidth;
-      if (dtype == DType::kBf16) {
-        V::StoreBf16First(static_cast<uint16_t*>(out) + i, value, lanes);
-      } else if (dtype == DType::kF16) {
-        V::StoreF16First(static_cast<uint16_t*>(out) + i, value, lanes);
-      } else {
-        V::StoreFirst(static_cast<float*>(out) + i, value, lanes);
+  static void Store(const StoreArgs& args) {
+    for (int64_t r = 0; r < args.num_rows; ++r) {
+      const float* sums = args.sums + r * 32;
+      float* out = static_cast<float*>(args.out) + r * args.out_stride;
+      for (int i = 0; i < args.num_columns; i += V::kWidth) {
+        const int lanes = Lanes(args.num_columns - i);
+        const typename V::F32 value = V::Load(sums + i);
+        V::StoreFirst(out + i, args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
       }
     }
   }
+
+  static void StoreGated(const StoreArgs& args) {
+    for (int64_t r = 0; r < args.num_rows; ++r) {
+      const float* sums = args.sums + r * 32;
+      const int64_t row = r * args.out_stride;
+      for (int i = 0; i < args.num_columns; i += V::kWidth) {
+        const int lanes = Lanes(args.num_columns - i);
+        const typename V::F32 value = V::Mul(Silu<V>(V::Load(sums + i)), V::Load(sums + 16 + i));
+        if (args.out_dtype == DType::kBf16) {
+          V::StoreBf16First(static_cast<uint16_t*>(args.out) + row + i, value, lanes);
+        } else if (args.out_dtype == DType::kF16) {
+          V::StoreF16First(static_cast<uint16_t*>(args.out) + row + i, value, lanes);
+        } else {
+          V::StoreFirst(static_cast<float*>(args.out) + row + i, value, lanes);
+        }
+      }
+    }
+  }
+
+ private:
+  static int Lanes(int left) { return left < V::kWidth ? left : V::kWidth; }
 };
 
 }  // namespace plumbline

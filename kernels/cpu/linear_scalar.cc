@@ -36,10 +36,10 @@ void Multiply(const MultiplyArgs& args) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
     const float* panel =
-        static_cast<const float*>(args.panel) + row * args.panel_k + args.panel_k_begin * rows;
+        static_cast<const float*>(args.panel) + row * args.num_k;
     float sum[kTileRows][32] = {};
     for (int r = 0; args.accumulate && r < rows; ++r) {
-      std::memcpy(sum[r], args.out + (row + r) * args.out_stride, sizeof sum[r]);
+      std::memcpy(sum[r], args.out + (row + r) * 32, sizeof sum[r]);
     }
     for (int64_t k = 0; k < args.num_k; ++k, panel += rows) {
       float w[32];
@@ -50,7 +50,7 @@ void Multiply(const MultiplyArgs& args) {
       }
     }
     for (int r = 0; r < rows; ++r) {
-      std::memcpy(args.out + (row + r) * args.out_stride, sum[r], sizeof sum[r]);
+      std::memcpy(args.out + (row + r) * 32, sum[r], sizeof sum[r]);
     }
   }
 }
@@ -63,7 +63,7 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
   }
 }
 
-constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .dtype = DType::kF32};
+constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
 
 }  // namespace
 
@@ -74,7 +74,7 @@ const LinearTable kLinearScalar = {
     .add = LinearElementwise<Scalar>::Add,
     .add_scaled = LinearElementwise<Scalar>::AddScaled,
     .store = LinearElementwise<Scalar>::Store,
-    .gate = LinearElementwise<Scalar>::Gate,
+    .store_gated = LinearElementwise<Scalar>::StoreGated,
     .transpose = Transpose,
 };
 

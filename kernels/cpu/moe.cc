@@ -120,12 +120,7 @@ void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
                              .num_blocks = std::min<int64_t>(4, gate_up.num_blocks() - first_block)};
       float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
       MultiplyTree(table, tile, sums);
-      const int64_t column = first_block * kHalfColumns;
-      for (int64_t r = 0; r < tile.num_rows; ++r) {
-        std::byte* out = inner + (begin + row + r) * inner_bytes;
-        table.gate(out + column * static_cast<int64_t>(SizeOf(args.x.dtype())), args.x.dtype(),
-                   sums + r * tile.out_stride(), std::min(tile.num_blocks * kHalfColumns, num_inner - column));
-      }
+      StoreGated(table, tile, sums, inner + begin * inner_bytes);
     }
   });
 
@@ -174,10 +169,12 @@ void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
       }
     }
     const int64_t column = block * kBlockColumns;
-    for (int64_t t = 0; t < num_tokens; ++t) {
-      table.store(args.out.as<float>() + t * num_columns + column, sums + t * kBlockColumns, nullptr,
-                  std::min<int64_t>(kBlockColumns, num_columns - column));
-    }
+    table.store({.sums = sums,
+                 .num_rows = num_tokens,
+                 .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, num_columns - column)),
+                 .out = args.out.as<float>() + column,
+                 .out_stride = num_columns,
+                 .out_dtype = DType::kF32});
   });
 }
 

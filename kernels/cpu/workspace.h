@@ -1,6 +1,8 @@
 // Workspace: memory an op needs beside its arguments, kept from call to call.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -15,17 +17,21 @@ class Workspace {
   // At least num_elements of T, aligned to 64 bytes, contents unspecified. Valid until the next Get.
   template <typename T>
   T* Get(size_t num_elements) {
-    const size_t num_bytes = (num_elements * sizeof(T) + 63) / 64 * 64;
-    if (num_bytes > num_bytes_) {
+    if (num_elements * sizeof(T) > num_bytes_) {
+      // Large ones on huge pages: kernels walk them in strides.
+      const size_t alignment = num_elements * sizeof(T) < kHugePage ? 64 : kHugePage;
+      num_bytes_ = (num_elements * sizeof(T) + alignment - 1) / alignment * alignment;
       data_.reset();
-      data_.reset(std::aligned_alloc(64, num_bytes));
+      data_.reset(std::aligned_alloc(alignment, num_bytes_));
       PL_CHECK_MSG(data_ != nullptr, "no memory for an op's workspace");
-      num_bytes_ = num_bytes;
+      if (alignment == kHugePage) madvise(data_.get(), num_bytes_, MADV_HUGEPAGE);
     }
     return static_cast<T*>(data_.get());
   }
 
  private:
+  static constexpr size_t kHugePage = size_t{2} << 20;
+
   struct Free {
     void operator()(void* data) const { std::free(data); }
   };
