@@ -1,4 +1,5 @@
-// CausalConv for a block of channels of one sequence: sixteen channels at a time, rows in order.
+// CausalConv for a block of channels of one sequence, row by row: the channels of a row lie side by side in memory, rows
+// are a page or more apart.
 #pragma once
 
 #include "kernels/cpu/sequence_kernels.h"
@@ -8,43 +9,41 @@ namespace plumbline {
 namespace {
 
 template <typename Simd, typename T>
-void ConvLanes(const ConvTask& task, int channel, int lanes) {
-  using F = typename Simd::F;
-  const int width = task.width, history = width - 1;
-  T* state = static_cast<T*>(task.state) + channel * history;
-  F weights[kMaxConvWidth], inputs[kMaxConvWidth];  // inputs: oldest first, the current row last
-  for (int j = 0; j < width; ++j) {
-    alignas(64) float column[16] = {};
-    for (int c = 0; c < lanes; ++c) column[c] = task.weight[(channel + c) * width + j];
-    weights[j] = Simd::Load(column);
-  }
-  for (int j = 0; j < history; ++j) {
-    alignas(64) T column[16] = {};
-    if (!task.fresh) {
-      for (int c = 0; c < lanes; ++c) column[c] = state[c * history + j];
-    }
-    inputs[j] = Simd::Load(column);
-  }
-  const float* x = task.x + channel;
-  float* out = task.out + channel;
-  for (int64_t t = 0; t < task.num_rows; ++t, x += task.x_stride, out += task.out_stride) {
-    inputs[history] = Simd::Round(Simd::LoadN(x, lanes), static_cast<T*>(nullptr));
-    F sum = Simd::Mul(weights[0], inputs[0]);
-    for (int j = 1; j < width; ++j) sum = Simd::Fma(weights[j], inputs[j], sum);
-    Simd::StoreN(out, Simd::Silu(sum), lanes);
-    for (int j = 0; j < history; ++j) inputs[j] = inputs[j + 1];
-  }
-  for (int j = 0; j < history; ++j) {
-    alignas(64) T column[16];
-    Simd::Store(column, inputs[j]);
-    for (int c = 0; c < lanes; ++c) state[c * history + j] = column[c];
-  }
-}
-
-template <typename Simd, typename T>
 void ConvKernel(const ConvTask& task) {
-  for (int channel = 0; channel < task.num_channels; channel += 16) {
-    ConvLanes<Simd, T>(task, channel, Least(16, task.num_channels - channel));
+  const int channels = task.num_channels, width = task.width, history = width - 1;
+  T* state = static_cast<T*>(task.state);
+  alignas(64) float weights[kMaxConvWidth][kMaxConvChannels];
+  alignas(64) float inputs[kMaxConvWidth][kMaxConvChannels];  // row t in line (history + t) % width
+  alignas(64) T line[kMaxConvChannels];
+  for (int j = 0; j < width; ++j) {
+    for (int c = 0; c < channels; ++c) weights[j][c] = task.weight[c * width + j];
+  }
+  for (int j = 0; j < history; ++j) {
+    for (int c = 0; c < channels && !task.fresh; ++c) line[c] = state[c * history + j];
+    for (int c = 0; c < channels; c += 16) {
+      Simd::Store(inputs[j] + c, task.fresh ? Simd::Zero() : Simd::LoadN(line + c, Least(16, channels - c)));
+    }
+  }
+  for (int64_t t = 0; t < task.num_rows; ++t) {
+    const float* x = task.x + t * task.x_stride;
+    float* out = task.out + t * task.out_stride;
+    float* newest = inputs[(history + t) % width];
+    const float* taps[kMaxConvWidth];  // oldest first
+    for (int j = 0; j < width; ++j) taps[j] = inputs[(t + j) % width];
+    for (int c = 0; c < channels; c += 16) {
+      const int lanes = Least(16, channels - c);
+      const auto last = Simd::Round(Simd::LoadN(x + c, lanes), static_cast<T*>(nullptr));
+      Simd::Store(newest + c, last);
+      auto sum = Simd::Mul(Simd::Load(weights[0] + c), Simd::Load(taps[0] + c));
+      for (int j = 1; j < history; ++j) sum = Simd::Fma(Simd::Load(weights[j] + c), Simd::Load(taps[j] + c), sum);
+      sum = Simd::Fma(Simd::Load(weights[history] + c), last, sum);
+      Simd::StoreN(out + c, Simd::Silu(sum), lanes);
+    }
+  }
+  for (int j = 0; j < history; ++j) {
+    const float* input = inputs[(task.num_rows + j) % width];
+    for (int c = 0; c < channels; c += 16) Simd::Store(line + c, Simd::Load(input + c));
+    for (int c = 0; c < channels; ++c) state[c * history + j] = line[c];
   }
 }
 

@@ -7,7 +7,7 @@
 namespace plumbline {
 
 void CpuOps::DoCausalConv(const CausalConvArgs& args) {
-  constexpr int64_t kChannelsPerTask = 256;
+  constexpr int64_t kChannelsPerTask = kMaxConvChannels;
   const int64_t channels = args.out.dim(1), width = args.weight.dim(1), x_stride = args.x.dim(1);
   PL_CHECK(width <= kMaxConvWidth);
   const int64_t blocks = (channels + kChannelsPerTask - 1) / kChannelsPerTask;

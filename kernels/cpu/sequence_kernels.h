@@ -76,7 +76,8 @@ struct ConvTask {
   bool fresh;               // the sequence starts here: the state's content does not matter
 };
 
-inline constexpr int kMaxConvWidth = 16;
+inline constexpr int kMaxConvWidth = 8;
+inline constexpr int kMaxConvChannels = 256;
 
 // All rows of one sequence in the value heads of one key head.
 struct DeltaNetTask {
