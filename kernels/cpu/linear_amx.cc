@@ -133,6 +133,6 @@ void Multiply(const MultiplyArgs& args) {
 }  // namespace
 
 const LinearKernel kLinearAmxBf16 = {
-    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 512, .dtype = DType::kBf16}, Multiply};
+    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 256, .dtype = DType::kBf16}, Multiply};
 
 }  // namespace plumbline

@@ -12,7 +12,9 @@ struct Bf16Tile {
   static void Run(const void* panel, const MultiplyArgs& args, float* out) {
     constexpr int64_t kPrefetchBytes = 4096;  // how far ahead of the multiply a stream from memory is asked for
     __m512 sum[kRows][2];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
       for (int v = 0; v < 2; ++v) {
         sum[r][v] = args.accumulate ? _mm512_loadu_ps(out + r * 32 + 16 * v) : _mm512_setzero_ps();
       }
@@ -26,6 +28,7 @@ struct Bf16Tile {
         _mm_prefetch(row + 1024 + kPrefetchBytes, _MM_HINT_T0);
         const __m512bh w0 = (__m512bh)_mm512_loadu_si512(row);
         const __m512bh w1 = (__m512bh)_mm512_loadu_si512(row + 1024);
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           const __m512bh a = (__m512bh)_mm512_set1_epi32(x[r]);
           sum[r][0] = _mm512_dpbf16_ps(sum[r][0], w0, a);
@@ -33,7 +36,9 @@ struct Bf16Tile {
         }
       }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
       for (int v = 0; v < 2; ++v) _mm512_storeu_ps(out + r * 32 + 16 * v, sum[r][v]);
     }
   }

@@ -8,7 +8,7 @@
 namespace plumbline {
 namespace {
 
-constexpr int64_t kMaxRowsPerBlock = 256;
+constexpr int64_t kMaxRowsPerBlock = 512;
 constexpr int64_t kMaxBlocksPerGroup = 8;
 constexpr int64_t kWeightChunkBytes = 64 << 10;       // of one block; stays in the L1 cache while the rows pass
 constexpr int64_t kMinParallelPanelBytes = 64 << 10;  // below, waking the pool costs more than the copy

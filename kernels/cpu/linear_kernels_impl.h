@@ -14,23 +14,31 @@ template <typename V, typename Weight, int kRows, int kVectors>
 void MultiplyAddTile(const float* panel, const MultiplyArgs& args, int column, float* out) {
   using F32 = typename V::F32;
   F32 sum[kRows][kVectors];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
       sum[r][v] = args.accumulate ? V::Load(out + r * 32 + v * V::kWidth) : V::Set(0);
     }
   }
   for (int64_t k = 0; k < args.num_k; k += Weight::kGroup) {
     const typename Weight::Element* row = Weight::Row(args.weight, k);
+#pragma GCC unroll 16
     for (int g = 0; g < Weight::kGroup; ++g, panel += kRows) {
       F32 w[kVectors];
+#pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) w[v] = Weight::Load(row, g, column + v * V::kWidth);
+#pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const F32 x = V::Set(panel[r]);
+#pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) sum[r][v] = V::MulAdd(x, w[v], sum[r][v]);
       }
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) V::Store(out + r * 32 + v * V::kWidth, sum[r][v]);
   }
 }
