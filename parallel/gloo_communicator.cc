@@ -5,10 +5,6 @@
 //   in good order completes it with a goodbye, one that dies breaks it, which ends the group at once.
 // - A rank that ends the group tells the others why before it closes, so that all name one cause.
 // - A wait that times out closes all connections on the spot; so waits have no limit, and a thread keeps the deadlines.
-#include <netdb.h>
-#include <sched.h>
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -19,13 +15,10 @@
 #include <mutex>
 #include <thread>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "gloo/transport/address.h"
-#include "gloo/transport/context.h"
-#include "gloo/transport/tcp/device.h"
+#include "gloo/transport/unbound_buffer.h"
 #include "parallel/communicator.h"
+#include "parallel/gloo_links.h"
 
 namespace plumbline {
 namespace {
@@ -42,117 +35,6 @@ constexpr char kGoodbye = 1;
 constexpr size_t kCauseBytes = 512;
 constexpr milliseconds kLastWordsTime(200);
 constexpr milliseconds kForEver = std::chrono::hours(24 * 365);
-
-milliseconds Milliseconds(absl::Duration duration) {
-  return absl::ToChronoMilliseconds(std::clamp(duration, absl::Milliseconds(1), absl::Hours(24)));
-}
-
-std::string Name(const GroupMember& member) {
-  return absl::StrCat("rank ", member.rank, " of group '", member.group, "'");
-}
-
-// Gloo's event thread polls without sleeping while a caller holds the lock it needs. If waking it displaces that very
-// caller from its core, both lose a scheduler tick: milliseconds. A batch thread does not displace; it inherits the policy.
-class BatchThreads {
- public:
-  BatchThreads() {
-    const sched_param param = {};
-    saved_ = sched_getscheduler(0);
-    changed_ = saved_ == SCHED_OTHER && sched_setscheduler(0, SCHED_BATCH, &param) == 0;
-  }
-  ~BatchThreads() {
-    const sched_param param = {};
-    if (changed_) sched_setscheduler(0, saved_, &param);
-  }
-  BatchThreads(const BatchThreads&) = delete;
-
- private:
-  int saved_ = 0;
-  bool changed_ = false;
-};
-
-// The device's thread serves the context's connections, so the context goes first.
-struct Links {
-  std::shared_ptr<gloo::transport::Device> device;
-  std::shared_ptr<gloo::transport::Context> context;
-};
-
-// Gloo would go on with an unset result when the name cannot be resolved.
-absl::Status CheckBindAddress(const GroupMember& member) {
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* result = nullptr;
-  const int rc = member.bind_address.empty() ? EAI_NONAME
-                                             : getaddrinfo(member.bind_address.c_str(), nullptr, &hints, &result);
-  if (rc == 0) {
-    freeaddrinfo(result);
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(absl::StrCat(Name(member), ": bind address '", member.bind_address, "': ",
-                                                 gai_strerror(rc),
-                                                 "; give a name or IP address of this host that its peers can reach"));
-}
-
-// What one rank leaves in the store: the addresses it listens at, one per peer in rank order, itself left out.
-std::string AddressKey(const GroupMember& member, int rank) { return absl::StrCat(member.group, "/gloo/", rank); }
-
-absl::StatusOr<std::vector<char>> PeerAddress(const GroupMember& member, int peer, RendezvousStore& store,
-                                              absl::Duration timeout) {
-  absl::StatusOr<std::string> hex = store.Get(AddressKey(member, peer), timeout);
-  if (!hex.ok()) {
-    return absl::Status(hex.status().code(), absl::StrCat(Name(member), ": rank ", peer, " did not join within ",
-                                                          absl::FormatDuration(member.connect_timeout), ": ",
-                                                          hex.status().message()));
-  }
-  const std::string bytes = absl::HexStringToBytes(*hex);
-  const size_t length = bytes.size() / (member.size - 1);
-  if (length == 0 || bytes.size() % (member.size - 1) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(Name(member), ": rank ", peer, " left ", bytes.size(),
-                                                   " bytes of addresses; expected one for each of ", member.size - 1,
-                                                   " peers: do the ranks agree on the group's size?"));
-  }
-  const int index = member.rank < peer ? member.rank : member.rank - 1;
-  return std::vector<char>(bytes.begin() + index * length, bytes.begin() + (index + 1) * length);
-}
-
-absl::StatusOr<Links> Connect(const GroupMember& member, RendezvousStore& store) {
-  if (absl::Status status = CheckBindAddress(member); !status.ok()) return status;
-  const absl::Time deadline = absl::Now() + member.connect_timeout;
-  std::string stage = absl::StrCat("listening at ", member.bind_address);
-  try {
-    Links links;
-    {
-      BatchThreads batch;
-      links.device = gloo::transport::tcp::CreateDevice(member.bind_address.c_str());
-    }
-    links.context = links.device->createContext(member.rank, member.size);
-    links.context->setTimeout(Milliseconds(member.connect_timeout / 5));  // gloo waits five times this for a connection
-    std::string addresses;
-    for (int peer = 0; peer < member.size; ++peer) {
-      if (peer == member.rank) continue;
-      const std::vector<char> bytes = links.context->createPair(peer)->address().bytes();
-      addresses.append(bytes.begin(), bytes.end());
-    }
-    absl::Status status = store.Set(AddressKey(member, member.rank), absl::BytesToHexString(addresses));
-    if (!status.ok()) return status;
-    // All addresses before the first connection: a member that is missing is told by name.
-    std::vector<std::vector<char>> peers(member.size);
-    for (int peer = 0; peer < member.size; ++peer) {
-      if (peer == member.rank) continue;
-      auto address = PeerAddress(member, peer, store, deadline - absl::Now());
-      if (!address.ok()) return address.status();
-      peers[peer] = *std::move(address);
-    }
-    for (int peer = 0; peer < member.size; ++peer) {
-      if (peer == member.rank) continue;
-      stage = absl::StrCat("connecting to rank ", peer);
-      links.context->getPair(peer)->connect(peers[peer]);
-    }
-    return links;
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat(Name(member), ", ", stage, ": ", error.what()));
-  }
-}
 
 enum class Way { kSend, kRecv };
 
@@ -173,7 +55,7 @@ std::byte* Slice(ConstTensor tensor, int index, size_t num_bytes) {
 
 class GlooCommunicator final : public Communicator {
  public:
-  GlooCommunicator(const GroupMember& member, Links links)
+  GlooCommunicator(const GroupMember& member, GlooLinks links)
       : member_(member), links_(std::move(links)), presence_bytes_(member.size),
         presence_(links_.context->createUnboundBuffer(presence_bytes_.data(), presence_bytes_.size())),
         cause_bytes_(member.size, std::string(kCauseBytes, '\0')), causes_(MakeCauses()),
@@ -184,7 +66,7 @@ class GlooCommunicator final : public Communicator {
     if (Health().ok()) Tell(kPresenceSlot, std::string(1, kGoodbye));
     {
       std::lock_guard lock(mutex_);
-      if (status_.ok()) status_ = absl::CancelledError(Name(member_) + " has left");
+      if (status_.ok()) status_ = absl::CancelledError(NameOf(member_) + " has left");
       ended_.notify_all();
     }
     presence_->abortWaitRecv();
@@ -280,7 +162,7 @@ class GlooCommunicator final : public Communicator {
   }
 
   absl::Status Exchange(const char* operation, const std::vector<Transfer>& transfers) {
-    Call call = {operation, Clock::now() + Milliseconds(member_.timeout)};
+    Call call = {operation, Clock::now() + GlooMilliseconds(member_.timeout)};
     for (const Transfer& transfer : transfers) {
       call.buffers.push_back(links_.context->createUnboundBuffer(transfer.data, transfer.num_bytes));
     }
@@ -338,13 +220,13 @@ class GlooCommunicator final : public Communicator {
 
   // A call that begins while this sleeps has its deadline after the end of the sleep, so none is missed.
   void KeepDeadline() {
-    const milliseconds timeout = Milliseconds(member_.timeout);
+    const milliseconds timeout = GlooMilliseconds(member_.timeout);
     std::unique_lock lock(mutex_);
     while (status_.ok()) {
       ended_.wait_until(lock, call_ != nullptr ? call_->deadline : Clock::now() + timeout);
       if (!status_.ok() || call_ == nullptr || Clock::now() < call_->deadline) continue;
       const std::string cause =
-          absl::StrCat(Name(member_), ", ", call_->operation, ": rank ", call_->peer.load(),
+          absl::StrCat(NameOf(member_), ", ", call_->operation, ": rank ", call_->peer.load(),
                        " did not answer within ", absl::FormatDuration(absl::FromChrono(timeout)));
       lock.unlock();
       End(absl::DeadlineExceededError(cause), cause);
@@ -354,7 +236,7 @@ class GlooCommunicator final : public Communicator {
 
   // Ends the group because gloo threw `error`: finds out whose fault it is.
   void EndBy(const std::string& error) {
-    std::string where = Name(member_);
+    std::string where = NameOf(member_);
     {
       std::lock_guard lock(mutex_);
       if (!status_.ok()) return;
@@ -427,7 +309,7 @@ class GlooCommunicator final : public Communicator {
   // Sends last words to every peer that still listens.
   void Tell(uint64_t slot, std::string words) {
     auto buffer = links_.context->createUnboundBuffer(words.data(), words.size());
-    const auto deadline = Clock::now() + std::min(kLastWordsTime, Milliseconds(member_.timeout));
+    const auto deadline = Clock::now() + std::min(kLastWordsTime, GlooMilliseconds(member_.timeout));
     int num_sent = 0;
     for (int peer = 0; peer < size(); ++peer) {
       if (peer == rank()) continue;
@@ -446,7 +328,7 @@ class GlooCommunicator final : public Communicator {
   }
 
   const GroupMember member_;
-  Links links_;
+  GlooLinks links_;
   mutable std::mutex mutex_;
   std::condition_variable ended_;
   absl::Status status_;
@@ -466,7 +348,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GroupMember& mem
   if (member.size == 1) return std::move(MakeLocalGroup(1, member.timeout)[0]);
   // Gloo writes to sockets without MSG_NOSIGNAL: a dead peer must not end this process.
   std::signal(SIGPIPE, SIG_IGN);
-  absl::StatusOr<Links> links = Connect(member, store);
+  absl::StatusOr<GlooLinks> links = ConnectGlooLinks(member, store);
   if (!links.ok()) return links.status();
   return std::make_unique<GlooCommunicator>(member, *std::move(links));
 }
