@@ -87,6 +87,17 @@ int64_t ActivationBytes(const ModelConfig& config, const ShardPlan& plan, int st
   return bytes;
 }
 
+// The embedding table stays as stored; a tied head is a packed copy of it.
+int64_t HeldBytesPerElement(const ModelConfig& config, const ShardPlan& plan,
+                            const TensorPlan& tensor, int stage, DType compute_dtype) {
+  const int64_t act = static_cast<int64_t>(SizeOf(compute_dtype));
+  if (tensor.kept_f32) return sizeof(float);
+  if (tensor.name != "model.embed_tokens.weight") return act;
+  const int64_t table = stage == 0 ? static_cast<int64_t>(SizeOf(config.dtype)) : 0;
+  const int64_t head = config.tied_head && stage == plan.mesh().pp - 1 ? act : 0;
+  return table + head;
+}
+
 }  // namespace
 
 int64_t KvBytesPerToken(const ModelConfig& config, DType cache_dtype) {
@@ -96,7 +107,7 @@ int64_t KvBytesPerToken(const ModelConfig& config, DType cache_dtype) {
 
 std::vector<RankBytes> PlanMemory(const ModelConfig& config, const ShardPlan& plan,
                                   const CacheLimits& limits, DType compute_dtype) {
-  const int64_t f32 = sizeof(float), act = static_cast<int64_t>(SizeOf(compute_dtype));
+  const int64_t act = static_cast<int64_t>(SizeOf(compute_dtype));
   const int64_t stored = static_cast<int64_t>(SizeOf(config.dtype));
   std::vector<RankBytes> ranks(plan.mesh().size());
   for (int rank = 0; rank < plan.mesh().size(); ++rank) {
@@ -108,7 +119,8 @@ std::vector<RankBytes> PlanMemory(const ModelConfig& config, const ShardPlan& pl
       const int64_t elements = slice.num_rows() * slice.num_columns;
       bytes.parameters += elements;
       bytes.checkpoint_bytes += elements * stored;
-      bytes.weight_bytes += elements * (tensor.kept_f32 ? f32 : act);
+      bytes.weight_bytes +=
+          elements * HeldBytesPerElement(config, plan, tensor, bytes.stage, compute_dtype);
     }
     const StageRange layers = plan.LayersOf(bytes.stage);
     const int64_t kv_elements_per_token = CountLayers(config, layers, MixerKind::kAttention) * 2 *

@@ -23,7 +23,7 @@ struct RankBytes {
   int tp_index = 0;
   int64_t parameters = 0;         // elements held by this rank
   int64_t checkpoint_bytes = 0;   // of the checkpoint's bytes, those this rank reads
-  int64_t weight_bytes = 0;       // as held: f32 norms, padding of packed weights not counted
+  int64_t weight_bytes = 0;       // as held: f32 norms, a tied embedding as table and as head; without packing's padding
   int64_t kv_bytes = 0;
   int64_t state_bytes = 0;        // recurrent and conv state
   int64_t activation_bytes = 0;

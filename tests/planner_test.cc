@@ -69,8 +69,20 @@ TEST(PlannerTest, SmallTensorsAreHeldAsF32) {
   // Norms, A_log, dt_bias and convolutions take two bytes more each than in the file.
   const int64_t kept = 64 * 2 * 5120 + 5120 + 48 * (2 * 48 + 128 + 10240 * 4) + 16 * 2 * 256;
   EXPECT_EQ(one.weight_bytes, one.checkpoint_bytes + 2 * kept);
+  // In f32 everything doubles but the embedding table, which is looked up as it lies in the file.
   const ShardPlan plan = ShardPlan::Make(config, {}).value();
-  EXPECT_EQ(PlanMemory(config, plan, {}, DType::kF32)[0].weight_bytes, 4 * one.parameters);
+  EXPECT_EQ(PlanMemory(config, plan, {}, DType::kF32)[0].weight_bytes,
+            4 * one.parameters - 2 * int64_t{248320} * 5120);
+}
+
+TEST(PlannerTest, ATiedEmbeddingIsHeldAsTableAndAsHead) {
+  const ModelConfig config = Config("qwen3-0.6b");
+  const int64_t embedding = int64_t{151936} * 1024 * 2, kept = 28 * (2 * 1024 + 2 * 128) + 1024;
+  const RankBytes one = Plan(config, {})[0];
+  EXPECT_EQ(one.weight_bytes, one.checkpoint_bytes + 2 * kept + embedding);
+  int64_t sum = 0;
+  for (const RankBytes& rank : Plan(config, {.tp = 1, .pp = 2})) sum += rank.weight_bytes;
+  EXPECT_EQ(sum, one.weight_bytes);
 }
 
 TEST(PlannerTest, CachesOfQwen36) {
