@@ -49,8 +49,10 @@ struct Kernel {
   template <int kRows>
   struct Tile {
     static void Run(const void* panel, const MultiplyArgs& args, float* out) {
-      for (int column = 0; column < 32; column += 16) {
-        MultiplyAddTile<Avx2, Weight, kRows, 2>(static_cast<const float*>(panel), args, column, out + column);
+      // Few rows leave registers for all columns at once: more sums in flight, one pass over the weight.
+      constexpr int kColumns = kRows <= 2 ? 32 : 16;
+      for (int column = 0; column < 32; column += kColumns) {
+        MultiplyAddTile<Avx2, Weight, kRows, kColumns / 8>(static_cast<const float*>(panel), args, column, out + column);
       }
     }
   };

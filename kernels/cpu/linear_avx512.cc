@@ -76,6 +76,7 @@ struct Kernel {
 
 void MultiplyBf16(const MultiplyArgs& args) { MultiplyRowTiles<kTileRows, uint16_t, Bf16Tile>(args); }
 
+// Streaming stores: a packed weight is not read again soon. The locked operation that ends a task orders them.
 void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_stride) {
   __m512i a[16], b[16];
   for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * from_stride);
@@ -96,10 +97,10 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
     const __m512i odd01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
     const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
     char* row = static_cast<char*>(to) + c * to_stride;
-    _mm512_storeu_si512(row, _mm512_shuffle_i32x4(even01, even23, 0x88));
-    _mm512_storeu_si512(row + 4 * to_stride, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
-    _mm512_storeu_si512(row + 8 * to_stride, _mm512_shuffle_i32x4(even01, even23, 0xdd));
-    _mm512_storeu_si512(row + 12 * to_stride, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row), _mm512_shuffle_i32x4(even01, even23, 0x88));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 4 * to_stride), _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 8 * to_stride), _mm512_shuffle_i32x4(even01, even23, 0xdd));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 12 * to_stride), _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
   }
 }
 
