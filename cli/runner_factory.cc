@@ -1,0 +1,88 @@
+#include "cli/runner_factory.h"
+
+#include <cstdio>
+
+#include "absl/strings/str_cat.h"
+#include "cli/local_runner.h"
+#include "cli/progress_bar.h"
+#include "cli/worker_fleet.h"
+#include "kernels/backend.h"
+#include "proto/status.h"
+#include "worker/backend_factory.h"
+#include "worker/local_ranks.h"
+
+namespace plumbline {
+namespace {
+
+// The fleet's cluster, kept alive as long as it runs steps.
+class FleetRunner final : public StepRunner {
+ public:
+  explicit FleetRunner(std::shared_ptr<WorkerFleet> fleet) : fleet_(std::move(fleet)) {}
+  void Start(std::function<void(RunnerEvent)> listener) override { fleet_->cluster().Start(std::move(listener)); }
+  void Submit(StepPlan plan) override { fleet_->cluster().Submit(std::move(plan)); }
+  void Stop() override { fleet_->cluster().Stop(); }
+
+ private:
+  std::shared_ptr<WorkerFleet> fleet_;
+};
+
+absl::StatusOr<StartedRunner> StartThreads(const ModelFlags& flags, const NamedModel& model,
+                                           LocalRanks::Options::Transport transport) {
+  StartedRunner started = {.runner = nullptr,
+                           .arithmetic = flags.arithmetic.empty() ? CpuArithmetics().front() : flags.arithmetic,
+                           .limits = LimitsFor(flags, model),
+                           .memory = {}};
+  PL_ASSIGN_OR_RETURN(ShardPlan plan, ShardPlan::Make(model.config, flags.mesh));
+  int64_t total = 0;
+  for (const RankBytes& rank : PlanMemory(model.config, plan, started.limits, model.compute_dtype)) {
+    total += rank.checkpoint_bytes;
+  }
+  ProgressBar progress("loading", flags.mesh.size(), total);
+  const BackendChoice choice = {.arithmetic = started.arithmetic,
+                                .num_threads = ThreadsPerRank(flags, flags.mesh.size())};
+  PL_ASSIGN_OR_RETURN(auto ranks,
+                      LocalRanks::Start({.config = model.config,
+                                         .mesh = flags.mesh,
+                                         .limits = started.limits,
+                                         .compute_dtype = model.compute_dtype,
+                                         .make_backend = [choice] { return MakeBackend(choice); },
+                                         .transport = transport,
+                                         .open_weights = WeightOpener(model),
+                                         .on_progress = [&progress](int rank, int64_t bytes) { progress.Set(rank, bytes); }}));
+  std::vector<RankMemory> memory(flags.mesh.size());
+  for (int r = 0; r < flags.mesh.size(); ++r) memory[r].weight_bytes = ranks->weight_bytes(r);
+  started.memory = [memory] { return memory; };
+  started.runner = MakeLocalRunner(std::move(ranks), flags.mesh, started.limits);
+  return started;
+}
+
+absl::StatusOr<StartedRunner> StartProcesses(const ModelFlags& flags, const NamedModel& model) {
+  PL_ASSIGN_OR_RETURN(std::unique_ptr<WorkerFleet> started_fleet,
+                      WorkerFleet::Start(flags, model, {.join_token = "", .log = [](const std::string& line) {
+                                                          std::fprintf(stderr, "%s\n", line.c_str());
+                                                        }}));
+  const std::shared_ptr<WorkerFleet> fleet = std::move(started_fleet);
+  StartedRunner started = {.runner = nullptr,
+                           .arithmetic = flags.arithmetic,
+                           .limits = LimitsFor(flags, model),
+                           .memory = {}};
+  started.memory = [fleet] {
+    std::vector<RankMemory> memory;
+    for (const RankInfo& rank : fleet->cluster().Snapshot().ranks) memory.push_back({rank.weight_bytes, rank.rss_bytes});
+    return memory;
+  };
+  if (started.arithmetic.empty()) started.arithmetic = CpuArithmetics().front();  // all ranks are on this host
+  started.runner = std::make_unique<FleetRunner>(fleet);
+  return started;
+}
+
+}  // namespace
+
+absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport) {
+  PL_RETURN_IF_ERROR(CheckHostMemory(model, flags.mesh, LimitsFor(flags, model)));
+  if (transport == "processes") return StartProcesses(flags, model);
+  return StartThreads(flags, model, transport == "gloo" ? LocalRanks::Options::Transport::kGloo
+                                                        : LocalRanks::Options::Transport::kThreads);
+}
+
+}  // namespace plumbline

@@ -1,0 +1,51 @@
+#include "cli/worker_fleet.h"
+
+#include "absl/strings/str_cat.h"
+#include "coordinator/cluster/join_token.h"
+#include "proto/status.h"
+#include "worker/build_id.h"
+
+namespace plumbline {
+
+absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags& flags, const NamedModel& model,
+                                                                const FleetOptions& options) {
+  auto fleet = std::unique_ptr<WorkerFleet>(new WorkerFleet());
+  WorkerFleet* self = fleet.get();
+  const std::string token = options.join_token.empty() ? MakeJoinToken() : options.join_token;
+  ClusterOptions cluster;
+  cluster.worker_listen = options.worker_listen;
+  cluster.join_token = token;
+  cluster.build = BuildId();
+  cluster.mesh = flags.mesh;
+  cluster.model_dir = model.dir;
+  cluster.config_json = model.config_json;
+  cluster.num_layers = static_cast<int>(flags.layers);
+  cluster.random_seed = model.random_seed;
+  cluster.arithmetic = flags.arithmetic;
+  cluster.compute_f32 = model.compute_dtype == DType::kF32 && model.config.dtype != DType::kF32;
+  cluster.limits = LimitsFor(flags, model);
+  cluster.num_threads = ThreadsPerRank(flags, options.launch ? flags.mesh.size() : 1);
+  cluster.log = options.log;
+  cluster.on_given_up = [self](int rank, int64_t pid) {
+    if (self->launcher_ != nullptr) self->launcher_->Kill(rank, pid);
+  };
+  PL_ASSIGN_OR_RETURN(fleet->cluster_, Cluster::Create(std::move(cluster)));
+  if (!options.launch) return fleet;
+  LauncherOptions launcher;
+  launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()));
+  launcher.join_token = token;
+  for (int rank = 0; rank < flags.mesh.size(); ++rank) launcher.ranks.push_back(rank);
+  launcher.on_line = [log = options.log](int rank, const std::string& line) {
+    if (log) log(absl::StrCat("[rank ", rank, "] ", line));
+  };
+  launcher.on_give_up = [self](absl::Status reason) { self->cluster_->Fail(std::move(reason)); };
+  PL_ASSIGN_OR_RETURN(fleet->launcher_, Launcher::Start(std::move(launcher)));
+  return fleet;
+}
+
+WorkerFleet::~WorkerFleet() {
+  if (cluster_ != nullptr) cluster_->Stop();
+  if (launcher_ != nullptr) launcher_->Stop(absl::Seconds(3));
+}
+
+}  // namespace plumbline
