@@ -44,10 +44,9 @@ std::string PercentDecode(std::string_view text) {
   return result;
 }
 
-}  // namespace
-
 // One client. Members without a lock belong to the socket's strand.
-class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
+class HttpConnection final : public HttpClient,
+                             public std::enable_shared_from_this<HttpConnection> {
  public:
   HttpConnection(std::shared_ptr<HttpCore> core, tcp::socket socket)
       : core_(std::move(core)),
@@ -71,14 +70,14 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     socket_.write_some(asio::buffer(bytes), ignored);
   }
 
-  void CloseIfIdle() {
+  void CloseIfIdle() override {
     asio::post(socket_.get_executor(), [self = shared_from_this()] {
       if (self->state_ == State::kIdle) self->Close();
     });
   }
 
   // Does nothing once closed: the server's threads may be gone.
-  void Drop() {
+  void Drop() override {
     const std::lock_guard lock(mutex_);
     DropLocked();
   }
@@ -388,8 +387,6 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::function<void()> on_cancel_;
 };
 
-namespace {
-
 class ConnectionResponder final : public HttpResponder {
  public:
   explicit ConnectionResponder(std::shared_ptr<HttpConnection> connection)
@@ -453,8 +450,6 @@ class ConnectionResponder final : public HttpResponder {
   Phase phase_ = Phase::kUnanswered;
 };
 
-}  // namespace
-
 void HttpConnection::Dispatch() {
   if (state_ == State::kClosed) return;
   http::request<http::string_body> message = parser_->release();
@@ -479,54 +474,7 @@ void HttpConnection::Dispatch() {
   });
 }
 
-HttpCore::HttpCore(const HttpServerOptions& options, HttpHandler* handler)
-    : options(options), handler(handler), handlers_(options.num_handler_threads) {}
-
-bool HttpCore::Add(HttpConnection* connection) {
-  const std::lock_guard lock(mutex_);
-  if (stopping_ || static_cast<int64_t>(connections_.size()) >= options.max_connections) {
-    return false;
-  }
-  connections_.insert(connection);
-  return true;
-}
-
-void HttpCore::Remove(HttpConnection* connection) {
-  const std::lock_guard lock(mutex_);
-  connections_.erase(connection);
-  changed_.notify_all();
-}
-
-bool HttpCore::stopping() const {
-  const std::lock_guard lock(mutex_);
-  return stopping_;
-}
-
-void HttpCore::Post(std::function<void()> task) {
-  const std::lock_guard lock(mutex_);
-  if (!handlers_joined_) asio::post(handlers_, std::move(task));
-}
-
-void HttpCore::StopConnections(absl::Time deadline) {
-  std::unique_lock lock(mutex_);
-  stopping_ = true;
-  for (HttpConnection* connection : connections_) connection->CloseIfIdle();
-  const auto none_left = [this] { return connections_.empty(); };
-  while (!none_left() && absl::Now() < deadline) {
-    changed_.wait_for(lock, absl::ToChronoMilliseconds(
-                                std::min(absl::Milliseconds(100), deadline - absl::Now())));
-  }
-  for (HttpConnection* connection : connections_) connection->Drop();
-  changed_.wait(lock, none_left);
-}
-
-void HttpCore::JoinHandlers() {
-  {
-    const std::lock_guard lock(mutex_);
-    handlers_joined_ = true;
-  }
-  handlers_.join();
-}
+}  // namespace
 
 void StartConnection(std::shared_ptr<HttpCore> core, tcp::socket socket) {
   error_code ignored;

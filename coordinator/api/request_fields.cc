@@ -57,22 +57,26 @@ constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
 
 }  // namespace
 
-absl::StatusOr<Json> ParseObject(std::string_view body) {
-  if (IsTooDeep(body)) {
+absl::StatusOr<Json> ParseJson(std::string_view text, const std::string& what) {
+  if (IsTooDeep(text)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the body is nested deeper than ", kMaxDepth, " levels"));
+        absl::StrCat(what, " is nested deeper than ", kMaxDepth, " levels"));
   }
   try {
-    Json json = Json::parse(body);
-    if (!json.is_object()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the body must be a JSON object, not ", Describe(json)));
-    }
-    return json;
+    return Json::parse(text);
   } catch (const Json::exception& error) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the body is not valid JSON in UTF-8: ", error.what()));
+        absl::StrCat(what, " is not valid JSON in UTF-8: ", error.what()));
   }
+}
+
+absl::StatusOr<Json> ParseObject(std::string_view body) {
+  PL_ASSIGN_OR_RETURN(Json json, ParseJson(body, "the body"));
+  if (!json.is_object()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the body must be a JSON object, not ", Describe(json)));
+  }
+  return json;
 }
 
 RequestFields::RequestFields(const Json& object, std::string path)

@@ -17,8 +17,10 @@
 
 namespace plumbline {
 
-// A JSON object of at most 64 levels. INVALID_ARGUMENT says where and what is wrong, e.g. bytes
-// that are not UTF-8.
+// JSON of at most 64 levels. `what` names it in errors. INVALID_ARGUMENT says where and what is
+// wrong, e.g. bytes that are not UTF-8.
+absl::StatusOr<nlohmann::ordered_json> ParseJson(std::string_view text, const std::string& what);
+// The same for a request's body, which must be an object.
 absl::StatusOr<nlohmann::ordered_json> ParseObject(std::string_view body);
 
 // Readers leave the value as it is when the field is absent or null. The first error wins and

@@ -1,0 +1,476 @@
+#include "coordinator/api/grpc_inference.h"
+
+#include <grpcpp/grpcpp.h>
+#include <openssl/crypto.h>
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <deque>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "coordinator/api/api_error.h"
+#include "coordinator/api/openai_types.h"
+#include "coordinator/api/request_builder.h"
+#include "coordinator/api/request_fields.h"
+#include "coordinator/text/tokenizer.h"
+#include "proto/inference.grpc.pb.h"
+#include "proto/status.h"
+
+namespace plumbline {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr size_t kMaxWaitingMessages = 4096;  // of one stream whose client does not read
+constexpr int kNumSenderThreads = 2;
+
+void Fill(const TokenLogprob& from, v1::TokenInfo& to) {
+  to.set_id(from.token);
+  to.set_logprob(from.logprob);
+  to.set_rank(from.rank);
+  to.mutable_top_ids()->Add(from.top_tokens.begin(), from.top_tokens.end());
+  to.mutable_top_logprobs()->Add(from.top_logprobs.begin(), from.top_logprobs.end());
+}
+
+SamplingParams SamplingOf(const v1::Sampling& from, const SamplingParams& defaults) {
+  SamplingParams to = defaults;
+  if (from.has_temperature()) to.temperature = from.temperature();
+  if (from.has_top_p()) to.top_p = from.top_p();
+  if (from.has_top_k()) to.top_k = from.top_k();
+  if (from.has_min_p()) to.min_p = from.min_p();
+  to.seed = from.has_seed() ? from.seed() : RandomSeed();
+  if (from.has_presence_penalty()) to.presence_penalty = from.presence_penalty();
+  if (from.has_frequency_penalty()) to.frequency_penalty = from.frequency_penalty();
+  if (from.has_repetition_penalty()) to.repetition_penalty = from.repetition_penalty();
+  for (const auto& [token, bias] : from.logit_bias()) to.logit_bias.emplace_back(token, bias);
+  return to;
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeChat(const RequestBuilder& builder,
+                                                const v1::Chat& chat) {
+  Json messages = Json::array();
+  for (const v1::ChatMessage& message : chat.messages()) {
+    messages.push_back({{"role", message.role()}, {"content", message.content()}});
+  }
+  PL_RETURN_IF_ERROR(CheckMessages(messages));
+  ChatRequest request = {.messages = &messages};
+  Json tools;
+  if (!chat.tools_json().empty()) {
+    PL_ASSIGN_OR_RETURN(tools, ParseJson(chat.tools_json(), "tools_json"));
+    PL_RETURN_IF_ERROR(CheckTools(tools));
+    if (!tools.empty()) request.tools = &tools;
+  }
+  Json arguments;
+  if (!chat.template_arguments_json().empty()) {
+    PL_ASSIGN_OR_RETURN(arguments,
+                        ParseJson(chat.template_arguments_json(), "template_arguments_json"));
+    if (!arguments.is_object()) {
+      return InvalidField("template_arguments_json", "must be a JSON object");
+    }
+    request.chat_template_kwargs = &arguments;
+  }
+  return builder.EncodeChat(request, {});
+}
+
+// Of Generate's and Score's prompts.
+template <typename Request>
+absl::StatusOr<std::vector<int32_t>> EncodePrompt(const RequestBuilder& builder,
+                                                  const Request& request) {
+  std::vector<int32_t> tokens;
+  if (request.has_tokens()) {
+    tokens.assign(request.tokens().ids().begin(), request.tokens().ids().end());
+    PL_RETURN_IF_ERROR(builder.CheckTokens(tokens, "tokens"));
+  } else if (request.has_text()) {
+    PL_ASSIGN_OR_RETURN(tokens,
+                        builder.EncodeText(request.text(), "text", {.add_special_tokens = true}));
+  } else if constexpr (std::is_same_v<Request, v1::GenerateRequest>) {
+    if (!request.has_chat()) return InvalidField("prompt", "is required");
+    PL_ASSIGN_OR_RETURN(tokens, EncodeChat(builder, request.chat()));
+  } else {
+    return InvalidField("prompt", "is required");
+  }
+  if (tokens.empty()) return InvalidField("prompt", "has no tokens");
+  return tokens;
+}
+
+absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
+  return absl::FromChrono(context.deadline());
+}
+
+// The engine says why; a code is needed in any case.
+absl::Status FailureOf(const GenerationOutput& output) {
+  if (!output.status.ok()) return output.status;
+  return absl::UnavailableError("the request was cancelled by the server");
+}
+
+class ActiveCall {
+ public:
+  explicit ActiveCall(CallGate& gate) : gate_(gate) { ++gate_.num_active; }
+  ~ActiveCall() { --gate_.num_active; }
+  ActiveCall(const ActiveCall&) = delete;
+  ActiveCall& operator=(const ActiveCall&) = delete;
+
+ private:
+  CallGate& gate_;
+};
+
+// One stream. Owns itself until OnDone; sinks of the engine may hold it a little longer.
+class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders)
+      : engine_(engine), active_(gate), senders_(senders) {}
+
+  void Start(absl::StatusOr<std::vector<GenerationRequest>> requests) {
+    self_ = shared_from_this();
+    if (!requests.ok()) return End(requests.status());
+    num_unfinished_ = requests->size();
+    usage_.set_prompt_tokens(static_cast<int32_t>(requests->front().prompt.size()));
+    for (size_t i = 0; i < requests->size(); ++i) {
+      absl::StatusOr<uint64_t> handle = engine_->Submit(
+          std::move((*requests)[i]), [self = shared_from_this(), i](GenerationOutput output) {
+            self->OnOutput(static_cast<int>(i), std::move(output));
+          });
+      if (!handle.ok()) return End(handle.status());
+      const std::lock_guard lock(mutex_);
+      handles_.push_back(*handle);
+      if (is_ending_) break;  // cancelled meanwhile
+    }
+    CancelSequencesIfEnding();
+  }
+
+  void OnCancel() override { End(absl::CancelledError("cancelled by the client")); }
+
+  void OnWriteDone(bool is_ok) override {
+    {
+      const std::lock_guard lock(mutex_);
+      is_writing_ = false;
+    }
+    if (!is_ok) return End(absl::CancelledError("the client is gone"));
+    Pump();
+  }
+
+  void OnDone() override { self_.reset(); }
+
+ private:
+  void OnOutput(int choice, GenerationOutput output) {  // on the engine thread
+    const std::lock_guard lock(mutex_);
+    if (is_ending_) return;
+    if (output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled) {
+      return PostEnd(FailureOf(output));
+    }
+    if (waiting_.size() >= kMaxWaitingMessages) {
+      return PostEnd(absl::ResourceExhaustedError("the client reads too slowly"));
+    }
+    waiting_.emplace_back(choice, std::move(output));
+    boost::asio::post(senders_, [self = shared_from_this()] { self->Pump(); });
+  }
+
+  void PostEnd(absl::Status status) {  // with the lock held
+    boost::asio::post(senders_, [self = shared_from_this(), status] { self->End(status); });
+  }
+
+  // Starts the next write, or ends the call. Called without the lock; never for two writes at a
+  // time.
+  void Pump() {
+    std::optional<grpc::Status> end;
+    {
+      const std::lock_guard lock(mutex_);
+      if (is_writing_ || is_finished_) return;
+      if (is_ending_) {
+        is_finished_ = true;
+        end = ToGrpc(end_status_);
+      } else if (!waiting_.empty()) {
+        Fill(waiting_.front());
+        waiting_.pop_front();
+        is_writing_ = true;
+      } else if (num_unfinished_ == 0) {
+        is_ending_ = is_finished_ = true;
+        end = grpc::Status::OK;
+      } else {
+        return;
+      }
+    }
+    if (end) return Finish(*end);
+    StartWrite(&message_);
+  }
+
+  void Fill(std::pair<int, GenerationOutput>& next) {
+    GenerationOutput& output = next.second;
+    message_.Clear();
+    message_.set_choice(next.first);
+    message_.set_text(std::move(output.text));
+    message_.mutable_token_ids()->Add(output.tokens.begin(), output.tokens.end());
+    for (const TokenLogprob& logprob : output.logprobs) {
+      plumbline::Fill(logprob, *message_.add_logprobs());
+    }
+    usage_.set_completion_tokens(usage_.completion_tokens() +
+                                 static_cast<int32_t>(output.tokens.size()));
+    if (output.finish == FinishReason::kNone) return;
+    message_.set_finish_reason(output.finish == FinishReason::kLength ? "length" : "stop");
+    if (--num_unfinished_ == 0) *message_.mutable_usage() = usage_;
+  }
+
+  // The first reason to end stands; the call is finished when no write is under way.
+  void End(const absl::Status& status) {
+    const std::shared_ptr<GenerateCall> alive = shared_from_this();
+    {
+      const std::lock_guard lock(mutex_);
+      if (is_ending_) return;
+      is_ending_ = true;
+      end_status_ = status;
+      waiting_.clear();
+    }
+    CancelSequencesIfEnding();
+    Pump();
+  }
+
+  void CancelSequencesIfEnding() {
+    std::vector<uint64_t> handles;
+    {
+      const std::lock_guard lock(mutex_);
+      if (is_ending_) handles = handles_;
+    }
+    for (const uint64_t handle : handles) engine_->Cancel(handle);
+  }
+
+  Engine* const engine_;
+  const ActiveCall active_;
+  boost::asio::thread_pool& senders_;
+  std::shared_ptr<GenerateCall> self_;
+  v1::GenerateResponse message_;  // being written
+  v1::Usage usage_;
+
+  std::mutex mutex_;
+  std::deque<std::pair<int, GenerationOutput>> waiting_;
+  std::vector<uint64_t> handles_;
+  size_t num_unfinished_ = 0;
+  bool is_writing_ = false;
+  bool is_ending_ = false;    // no more is taken from the engine
+  bool is_finished_ = false;  // Finish was called
+  absl::Status end_status_;
+};
+
+class ScoreCall final : public grpc::ServerUnaryReactor,
+                        public std::enable_shared_from_this<ScoreCall> {
+ public:
+  ScoreCall(Engine* engine, CallGate& gate, v1::ScoreResponse* response)
+      : engine_(engine), active_(gate), response_(response) {}
+
+  void Start(absl::StatusOr<GenerationRequest> request) {
+    self_ = shared_from_this();
+    if (!request.ok()) return End(request.status());
+    const std::vector<int32_t> prompt = request->prompt;
+    absl::StatusOr<uint64_t> handle = engine_->Submit(
+        *std::move(request), [self = shared_from_this(), prompt](GenerationOutput output) {
+          self->OnOutput(prompt, output);
+        });
+    if (!handle.ok()) return End(handle.status());
+    bool is_cancelled = false;
+    {
+      const std::lock_guard lock(mutex_);
+      handle_ = *handle;
+      is_cancelled = is_finished_;
+    }
+    if (is_cancelled) engine_->Cancel(*handle);
+  }
+
+  void OnCancel() override {
+    std::optional<uint64_t> handle;
+    {
+      const std::lock_guard lock(mutex_);
+      handle = handle_;
+    }
+    End(absl::CancelledError("cancelled by the client"));
+    if (handle) engine_->Cancel(*handle);
+  }
+
+  void OnDone() override { self_.reset(); }
+
+ private:
+  void OnOutput(const std::vector<int32_t>& prompt, const GenerationOutput& output) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (is_finished_) return;  // the response is no longer ours
+      if (!output.prompt_logprobs.empty()) {
+        response_->mutable_token_ids()->Assign(prompt.begin(), prompt.end());
+        for (const TokenLogprob& logprob : output.prompt_logprobs) {
+          Fill(logprob, *response_->add_tokens());
+        }
+      }
+    }
+    if (output.finish == FinishReason::kNone) return;
+    const bool is_good =
+        output.finish == FinishReason::kStop || output.finish == FinishReason::kLength;
+    End(is_good ? absl::OkStatus() : FailureOf(output));
+  }
+
+  void End(const absl::Status& status) {
+    const std::shared_ptr<ScoreCall> alive = shared_from_this();
+    {
+      const std::lock_guard lock(mutex_);
+      if (std::exchange(is_finished_, true)) return;
+    }
+    Finish(ToGrpc(status));
+  }
+
+  Engine* const engine_;
+  const ActiveCall active_;
+  v1::ScoreResponse* const response_;
+  std::shared_ptr<ScoreCall> self_;
+  std::mutex mutex_;
+  std::optional<uint64_t> handle_;
+  bool is_finished_ = false;
+};
+
+class InferenceService final : public v1::Inference::CallbackService {
+ public:
+  explicit InferenceService(const InferenceServiceOptions& options)
+      : options_(options), builder_(*options.model), senders_(kNumSenderThreads) {}
+  ~InferenceService() override { senders_.join(); }
+
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
+    const auto call = std::make_shared<GenerateCall>(options_.engine, *options_.gate, senders_);
+    call->Start(BuildGenerate(*context, *request));
+    return call.get();
+  }
+
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
+                                  const v1::ScoreRequest* request,
+                                  v1::ScoreResponse* response) override {
+    const auto call = std::make_shared<ScoreCall>(options_.engine, *options_.gate, response);
+    call->Start(BuildScore(*context, *request));
+    return call.get();
+  }
+
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override {
+    return Answer(context, [&]() -> absl::Status {
+      std::vector<int32_t> tokens;
+      if (request->has_chat()) {
+        PL_ASSIGN_OR_RETURN(tokens, EncodeChat(builder_, request->chat()));
+      } else {
+        PL_ASSIGN_OR_RETURN(
+            tokens, builder_.EncodeText(request->text(), "text", {.add_special_tokens = true}));
+      }
+      response->mutable_ids()->Assign(tokens.begin(), tokens.end());
+      response->set_max_model_len(static_cast<int32_t>(options_.model->max_model_len));
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override {
+    return Answer(context, [&]() -> absl::Status {
+      const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
+      PL_RETURN_IF_ERROR(builder_.CheckTokens(ids, "ids"));
+      response->set_text(options_.model->text->tokenizer->Decode(ids));
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* Models(grpc::CallbackServerContext* context, const v1::ModelsRequest*,
+                                   v1::ModelsResponse* response) override {
+    return Answer(context, [&] {
+      v1::ModelInfo& info = *response->add_models();
+      info.set_id(options_.model->name);
+      info.set_max_model_len(static_cast<int32_t>(options_.model->max_model_len));
+      if (options_.cluster != nullptr) {
+        info.set_arithmetic(options_.cluster->Snapshot().arithmetic);
+      }
+      info.set_fingerprint(options_.model->fingerprint);
+      info.set_numerics(options_.model->numerics);
+      return absl::OkStatus();
+    });
+  }
+
+ private:
+  absl::Status Admit(const grpc::CallbackServerContext& context) const {
+    if (!options_.gate->is_open) return absl::UnavailableError("the server is stopping");
+    if (options_.api_key.empty()) return absl::OkStatus();
+    const std::string wanted = "Bearer " + options_.api_key;
+    const auto given = context.client_metadata().find("authorization");
+    if (given != context.client_metadata().end() && given->second.size() == wanted.size() &&
+        CRYPTO_memcmp(given->second.data(), wanted.data(), wanted.size()) == 0) {
+      return absl::OkStatus();
+    }
+    return absl::UnauthenticatedError(
+        "missing or wrong API key; send it as metadata 'authorization: Bearer KEY'");
+  }
+
+  template <typename Function>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Function& function) {
+    absl::Status status = Admit(*context);
+    if (status.ok()) status = function();
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+
+  absl::StatusOr<std::vector<GenerationRequest>> BuildGenerate(
+      const grpc::CallbackServerContext& context, const v1::GenerateRequest& from) const {
+    PL_RETURN_IF_ERROR(Admit(context));
+    PL_RETURN_IF_ERROR(builder_.CheckModel(from.model()));
+    const int32_t n = from.n() == 0 ? 1 : from.n();
+    PL_RETURN_IF_ERROR(builder_.CheckChoices(n));
+    GenerationRequest request;
+    request.sampling = SamplingOf(from.sampling(), options_.model->sampling_defaults);
+    request.stop.assign(from.stop().begin(), from.stop().end());
+    request.ignore_eos = from.ignore_eos();
+    if (from.has_logprobs()) {
+      if (from.logprobs() < 0) return InvalidField("logprobs", "must not be negative");
+      request.num_top_logprobs = from.logprobs();
+    }
+    request.deadline = DeadlineOf(context);
+    PL_RETURN_IF_ERROR(builder_.CheckGeneration(request));
+    PL_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(builder_, from));
+    std::optional<int64_t> max_tokens;
+    if (from.has_max_tokens()) max_tokens = from.max_tokens();
+    if (max_tokens == 0) return InvalidField("max_tokens", "must be at least 1; see Score");
+    PL_ASSIGN_OR_RETURN(
+        request.max_tokens,
+        builder_.FitMaxTokens(static_cast<int64_t>(request.prompt.size()), max_tokens));
+    std::vector<GenerationRequest> requests;
+    for (int32_t i = 0; i < n; ++i) {
+      requests.push_back(request);
+      requests.back().id = absl::StrCat("grpc/", i);
+      requests.back().sampling.seed += static_cast<uint64_t>(i);
+    }
+    return requests;
+  }
+
+  absl::StatusOr<GenerationRequest> BuildScore(const grpc::CallbackServerContext& context,
+                                               const v1::ScoreRequest& from) const {
+    PL_RETURN_IF_ERROR(Admit(context));
+    PL_RETURN_IF_ERROR(builder_.CheckModel(from.model()));
+    if (from.top_logprobs() < 0) return InvalidField("top_logprobs", "must not be negative");
+    GenerationRequest request;
+    request.id = "grpc/score";
+    request.num_prompt_logprobs = from.top_logprobs();
+    request.deadline = DeadlineOf(context);
+    PL_RETURN_IF_ERROR(builder_.CheckGeneration(request));
+    PL_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(builder_, from));
+    PL_RETURN_IF_ERROR(
+        builder_.FitMaxTokens(static_cast<int64_t>(request.prompt.size()), 0).status());
+    return request;
+  }
+
+  const InferenceServiceOptions options_;
+  const RequestBuilder builder_;
+  boost::asio::thread_pool senders_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeInferenceService(const InferenceServiceOptions& options) {
+  return std::make_unique<InferenceService>(options);
+}
+
+}  // namespace plumbline

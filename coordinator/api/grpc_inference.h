@@ -1,0 +1,35 @@
+// The gRPC Inference service. Internal to grpc_service.cc.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "coordinator/api/cluster_info.h"
+#include "coordinator/api/served_model.h"
+#include "coordinator/engine/engine.h"
+
+namespace grpc {
+class Service;
+}
+
+namespace plumbline {
+
+// Lets a stopping server wait for its calls.
+struct CallGate {
+  std::atomic<bool> is_open = true;
+  std::atomic<int> num_active = 0;
+};
+
+struct InferenceServiceOptions {
+  Engine* engine = nullptr;
+  const ServedModel* model = nullptr;
+  const ClusterInfo* cluster = nullptr;  // may be null
+  std::string api_key;                   // empty: none is needed
+  CallGate* gate = nullptr;
+};
+
+// What the options point to outlives the service; the service outlives its server.
+std::unique_ptr<grpc::Service> MakeInferenceService(const InferenceServiceOptions& options);
+
+}  // namespace plumbline
