@@ -1,5 +1,6 @@
-// Linear, GatedLinear, MoeRoute and MoeMlp of every CPU arithmetic: right (against a float64 evaluation written here, which
-// also judges the reference backend), and with bits that depend on nothing but the row itself.
+// Linear, GatedLinear, MoeRoute and MoeMlp of every CPU arithmetic: right (against a float64
+// evaluation written here, which also judges the reference backend), and with bits that depend on
+// nothing but the row itself.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -21,7 +22,9 @@ namespace {
 constexpr double kUnit = 0x1p-24;  // relative error of one f32 rounding
 
 // Half the distance of neighbouring values, relative.
-double ActUnit(DType dtype) { return dtype == DType::kBf16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : kUnit; }
+double ActUnit(DType dtype) {
+  return dtype == DType::kBf16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : kUnit;
+}
 
 Backend MakeBackend(const std::string& arithmetic, int num_threads = 2) {
   if (arithmetic == "reference-1") return MakeReferenceBackend();
@@ -42,7 +45,11 @@ struct Matrix {
   std::vector<double> values;
 
   Matrix(DType dtype, int64_t rows, int64_t columns)
-      : dtype(dtype), rows(rows), columns(columns), bytes(rows * columns * SizeOf(dtype)), values(rows * columns) {}
+      : dtype(dtype),
+        rows(rows),
+        columns(columns),
+        bytes(rows * columns * SizeOf(dtype)),
+        values(rows * columns) {}
 
   void Set(int64_t i, float value) {
     if (dtype == DType::kBf16) {
@@ -83,7 +90,8 @@ Matrix Reversed(const Matrix& matrix) {
   Matrix reversed(matrix.dtype, matrix.rows, matrix.columns);
   for (int64_t r = 0; r < matrix.rows; ++r) {
     for (int64_t c = 0; c < matrix.columns; ++c) {
-      reversed.Set(r * matrix.columns + c, static_cast<float>(matrix.values[(r + 1) * matrix.columns - 1 - c]));
+      reversed.Set(r * matrix.columns + c,
+                   static_cast<float>(matrix.values[(r + 1) * matrix.columns - 1 - c]));
     }
   }
   return reversed;
@@ -91,7 +99,7 @@ Matrix Reversed(const Matrix& matrix) {
 
 struct PackSource {
   const Matrix& weight;
-  int64_t first_row = 0;     // of the weight
+  int64_t first_row = 0;  // of the weight
   int64_t first_column = 0;
 };
 
@@ -121,11 +129,12 @@ struct LinearCase {
 
   std::vector<float> Run(const Matrix& x) const {
     std::vector<float> out(x.rows * shape.n, NAN);
-    backend.ops->Linear({.out = Tensor(out.data(), DType::kF32, {x.rows, shape.n}),
-                         .x = x.view(),
-                         .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
-                         .shape = shape,
-                         .bias = bias.empty() ? ConstTensor() : ConstTensor(bias.data(), DType::kF32, {shape.n})});
+    backend.ops->Linear(
+        {.out = Tensor(out.data(), DType::kF32, {x.rows, shape.n}),
+         .x = x.view(),
+         .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
+         .shape = shape,
+         .bias = bias.empty() ? ConstTensor() : ConstTensor(bias.data(), DType::kF32, {shape.n})});
     return out;
   }
   Matrix RunGated(const Matrix& x) const {
@@ -135,9 +144,10 @@ struct LinearCase {
                               .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
                               .shape = shape});
     for (int64_t i = 0; i < out.rows * out.columns; ++i) {
-      out.values[i] = shape.dtype == DType::kBf16  ? ToFloat(reinterpret_cast<const Bf16*>(out.bytes.data())[i])
-                      : shape.dtype == DType::kF16 ? ToFloat(reinterpret_cast<const F16*>(out.bytes.data())[i])
-                                                   : reinterpret_cast<const float*>(out.bytes.data())[i];
+      out.values[i] =
+          shape.dtype == DType::kBf16  ? ToFloat(reinterpret_cast<const Bf16*>(out.bytes.data())[i])
+          : shape.dtype == DType::kF16 ? ToFloat(reinterpret_cast<const F16*>(out.bytes.data())[i])
+                                       : reinterpret_cast<const float*>(out.bytes.data())[i];
     }
     return out;
   }
@@ -152,8 +162,8 @@ struct Exact {
   double error;  // of any f32 sum of the products, in any order
 };
 
-// Every product and every addition of a sum of k products may be rounded once: (k + 1) roundings of at most the sum of
-// magnitudes each, plus the bias.
+// Every product and every addition of a sum of k products may be rounded once: (k + 1) roundings of
+// at most the sum of magnitudes each, plus the bias.
 Exact DotProduct(const Matrix& x, int64_t row, const Matrix& weight, int64_t n) {
   double sum = 0, magnitude = 0;
   for (int64_t k = 0; k < weight.columns; ++k) {
@@ -165,22 +175,29 @@ Exact DotProduct(const Matrix& x, int64_t row, const Matrix& weight, int64_t n) 
 }
 
 Exact GatedProduct(const Matrix& x, int64_t row, const Matrix& weight, int64_t i) {
-  const Exact gate = DotProduct(x, row, weight, i), up = DotProduct(x, row, weight, weight.rows / 2 + i);
+  const Exact gate = DotProduct(x, row, weight, i),
+              up = DotProduct(x, row, weight, weight.rows / 2 + i);
   const double silu = gate.value / (1 + std::exp(-gate.value));
-  const double silu_error = 1.1 * gate.error + 4 * kUnit * std::abs(silu);  // |silu'| < 1.1; evaluated to 2.5 ulp
-  return {silu * up.value, silu_error * (std::abs(up.value) + up.error) + std::abs(silu) * up.error};
+  const double silu_error =
+      1.1 * gate.error + 4 * kUnit * std::abs(silu);  // |silu'| < 1.1; evaluated to 2.5 ulp
+  return {silu * up.value,
+          silu_error * (std::abs(up.value) + up.error) + std::abs(silu) * up.error};
 }
 
 double Rounded(const Exact& exact, DType dtype) {  // the error after one rounding to dtype
   const double unit = ActUnit(dtype);
-  return exact.error * (1 + unit) + std::abs(exact.value) * unit + (dtype == DType::kF16 ? 0x1p-25 : 1e-38);
+  return exact.error * (1 + unit) + std::abs(exact.value) * unit +
+         (dtype == DType::kF16 ? 0x1p-25 : 1e-38);
 }
 
-bool SameBits(const void* a, const void* b, size_t num_bytes) { return std::memcmp(a, b, num_bytes) == 0; }
+bool SameBits(const void* a, const void* b, size_t num_bytes) {
+  return std::memcmp(a, b, num_bytes) == 0;
+}
 
 const int64_t kRowCounts[] = {1, 2, 3, 7, 16, 17, 64, 130};
 
-// Whether run(rows of x) gives every row the bits it has in the largest batch, at several places in the batch.
+// Whether run(rows of x) gives every row the bits it has in the largest batch, at several places in
+// the batch.
 template <typename T>
 bool RowsKeepTheirBits(const Matrix& x, const std::function<std::vector<T>(const Matrix&)>& run) {
   const std::vector<T> all = run(x);
@@ -188,13 +205,15 @@ bool RowsKeepTheirBits(const Matrix& x, const std::function<std::vector<T>(const
   for (int64_t count : kRowCounts) {
     for (int64_t first : {int64_t{0}, (x.rows - count) / 2, x.rows - count}) {
       const std::vector<T> some = run(x.Rows(first, count));
-      if (!SameBits(some.data(), all.data() + first * columns, some.size() * sizeof(T))) return false;
+      if (!SameBits(some.data(), all.data() + first * columns, some.size() * sizeof(T)))
+        return false;
     }
   }
   return true;
 }
 
-// ---- one shape on one arithmetic --------------------------------------------------------------------------------
+// ---- one shape on one arithmetic
+// --------------------------------------------------------------------------------
 
 using Param = std::tuple<std::string, DType>;
 std::string NameOfParam(const testing::TestParamInfo<Param>& info) {
@@ -209,10 +228,12 @@ class LinearParity : public testing::TestWithParam<Param> {
   DType dtype() const { return std::get<1>(GetParam()); }
   Backend backend_ = MakeBackend(std::get<0>(GetParam()));
 };
-INSTANTIATE_TEST_SUITE_P(All, LinearParity, testing::Combine(testing::ValuesIn(AllArithmetics()), kActTypes),
+INSTANTIATE_TEST_SUITE_P(All, LinearParity,
+                         testing::Combine(testing::ValuesIn(AllArithmetics()), kActTypes),
                          NameOfParam);
 
-// k: a multiple of 32 x leaves or not, leaves that end inside a tile, a leaf shorter than the others, leaves left empty.
+// k: a multiple of 32 x leaves or not, leaves that end inside a tile, a leaf shorter than the
+// others, leaves left empty.
 const LinearShape kShapes[] = {
     {.n = 64, .k = 96},
     {.n = 37, .k = 33},
@@ -239,15 +260,17 @@ TEST_P(LinearParity, LinearEqualsFloat64WithinRounding) {
         const Exact exact = DotProduct(x, i / shape.n, weight, i % shape.n);
         const double expected = exact.value + linear.bias[i % shape.n];
         ASSERT_NEAR(out[i], expected, exact.error + std::abs(expected) * 2 * kUnit)
-            << "n " << shape.n << " k " << shape.k << " leaves " << shape.num_leaves << " rows " << rows << " at " << i;
+            << "n " << shape.n << " k " << shape.k << " leaves " << shape.num_leaves << " rows "
+            << rows << " at " << i;
       }
     }
   }
 }
 
 TEST_P(LinearParity, GatedLinearEqualsFloat64WithinRounding) {
-  for (LinearShape shape : {LinearShape{.n = 64, .k = 96, .gated = true}, LinearShape{.n = 74, .k = 100, .gated = true},
-                            LinearShape{.n = 2, .k = 40, .gated = true}}) {
+  for (LinearShape shape :
+       {LinearShape{.n = 64, .k = 96, .gated = true}, LinearShape{.n = 74, .k = 100, .gated = true},
+        LinearShape{.n = 2, .k = 40, .gated = true}}) {
     shape.dtype = dtype();
     Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 3);
     const LinearCase linear = MakeCase(backend_, shape, {weight});
@@ -256,7 +279,8 @@ TEST_P(LinearParity, GatedLinearEqualsFloat64WithinRounding) {
       const Matrix out = linear.RunGated(x);
       for (int64_t i = 0; i < rows * out.columns; ++i) {
         const Exact exact = GatedProduct(x, i / out.columns, weight, i % out.columns);
-        ASSERT_NEAR(out.values[i], exact.value, Rounded(exact, dtype())) << "n " << shape.n << " rows " << rows << " at " << i;
+        ASSERT_NEAR(out.values[i], exact.value, Rounded(exact, dtype()))
+            << "n " << shape.n << " rows " << rows << " at " << i;
       }
     }
   }
@@ -267,9 +291,11 @@ TEST_P(LinearParity, SourceOfAnotherTypeIsConvertedOnce) {
   for (DType source : {DType::kBf16, DType::kF16, DType::kF32}) {
     const Matrix original = RandomMatrix(source, shape.n, shape.k, 5);
     Matrix converted(dtype(), shape.n, shape.k);
-    for (int64_t i = 0; i < shape.n * shape.k; ++i) converted.Set(i, static_cast<float>(original.values[i]));
+    for (int64_t i = 0; i < shape.n * shape.k; ++i)
+      converted.Set(i, static_cast<float>(original.values[i]));
     const Matrix x = RandomMatrix(dtype(), 3, shape.k, 6);
-    EXPECT_EQ(MakeCase(backend_, shape, {original}).Run(x), MakeCase(backend_, shape, {converted}).Run(x));
+    EXPECT_EQ(MakeCase(backend_, shape, {original}).Run(x),
+              MakeCase(backend_, shape, {converted}).Run(x));
   }
 }
 
@@ -282,7 +308,8 @@ TEST_P(LinearParity, RowsKeepTheirBitsInAnyBatch) {
 
   LinearShape gated_shape{.n = 70, .k = 288, .dtype = dtype(), .gated = true};
   const LinearCase gated = MakeCase(backend_, gated_shape, {weight});
-  EXPECT_TRUE(RowsKeepTheirBits<uint8_t>(x, [&](const Matrix& rows) { return gated.RunGated(rows).bytes; }));
+  EXPECT_TRUE(RowsKeepTheirBits<uint8_t>(
+      x, [&](const Matrix& rows) { return gated.RunGated(rows).bytes; }));
 
   // Control: a sum whose order depends on the number of rows is caught.
   LinearShape one_leaf = shape;
@@ -310,9 +337,11 @@ TEST_P(LinearParity, ColumnsKeepTheirBitsOnAnyRank) {
     for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, cut}, {cut, shape.n}}) {
       LinearShape part = shape;
       part.n = last - first;
-      const std::vector<float> out = MakeCase(backend_, part, {.weight = weight, .first_row = first}).Run(x);
+      const std::vector<float> out =
+          MakeCase(backend_, part, {.weight = weight, .first_row = first}).Run(x);
       for (int64_t r = 0; r < x.rows; ++r) {
-        ASSERT_TRUE(SameBits(&out[r * part.n], &whole[r * shape.n + first], part.n * sizeof(float)));
+        ASSERT_TRUE(
+            SameBits(&out[r * part.n], &whole[r * shape.n + first], part.n * sizeof(float)));
       }
     }
   }
@@ -333,9 +362,12 @@ TEST_P(LinearParity, LeavesKeepTheirBitsOnAnyRank) {
     for (int rank = 0; rank < ranks; ++rank) {
       Matrix x_part(x.dtype, x.rows, shape.k);
       for (int64_t i = 0; i < x.rows * shape.k; ++i) {
-        x_part.Set(i, static_cast<float>(x.values[i / shape.k * x.columns + rank * shape.k + i % shape.k]));
+        x_part.Set(i, static_cast<float>(
+                          x.values[i / shape.k * x.columns + rank * shape.k + i % shape.k]));
       }
-      partials.push_back(MakeCase(backend_, shape, {.weight = weight, .first_column = rank * shape.k}).Run(x_part));
+      partials.push_back(
+          MakeCase(backend_, shape, {.weight = weight, .first_column = rank * shape.k})
+              .Run(x_part));
     }
     for (int step = 1; step < ranks; step *= 2) {
       for (int rank = 0; rank < ranks; rank += 2 * step) {
@@ -364,7 +396,8 @@ TEST_P(LinearParity, ThreadsDoNotChangeBits) {
   }
 }
 
-// ---- mixture of experts -------------------------------------------------------------------------------------------
+// ---- mixture of experts
+// -------------------------------------------------------------------------------------------
 
 struct MoeCase {
   static constexpr int64_t kHidden = 72, kInner = 80, kExperts = 6, kTopK = 3;
@@ -381,13 +414,14 @@ struct MoeCase {
       gate_up_weights.push_back(RandomMatrix(dtype, 2 * kInner, kHidden, 100 + e));
       down_weights.push_back(RandomMatrix(dtype, kHidden, kInner, 200 + e));
       backend.ops->PackLinear(
-          {.out = Tensor(static_cast<uint8_t*>(gate_up.data()) + e * gate_up_bytes, DType::kU8, {gate_up_bytes}),
+          {.out = Tensor(static_cast<uint8_t*>(gate_up.data()) + e * gate_up_bytes, DType::kU8,
+                         {gate_up_bytes}),
            .shape = gate_up_shape,
            .source = gate_up_weights.back().view()});
-      backend.ops->PackLinear(
-          {.out = Tensor(static_cast<uint8_t*>(down.data()) + e * down_bytes, DType::kU8, {down_bytes}),
-           .shape = down_shape,
-           .source = down_weights.back().view()});
+      backend.ops->PackLinear({.out = Tensor(static_cast<uint8_t*>(down.data()) + e * down_bytes,
+                                             DType::kU8, {down_bytes}),
+                               .shape = down_shape,
+                               .source = down_weights.back().view()});
     }
   }
 
@@ -429,7 +463,9 @@ struct MoeCase {
 };
 
 class MoeParity : public LinearParity {};
-INSTANTIATE_TEST_SUITE_P(All, MoeParity, testing::Combine(testing::ValuesIn(AllArithmetics()), kActTypes), NameOfParam);
+INSTANTIATE_TEST_SUITE_P(All, MoeParity,
+                         testing::Combine(testing::ValuesIn(AllArithmetics()), kActTypes),
+                         NameOfParam);
 
 TEST_P(MoeParity, RouteTakesTheLargestInAscendingId) {
   MoeCase moe(backend_, dtype());
@@ -439,10 +475,12 @@ TEST_P(MoeParity, RouteTakesTheLargestInAscendingId) {
     for (int64_t t = 0; t < x.rows; ++t) {
       const double* logits = &x.values[t * MoeCase::kHidden];
       std::vector<int32_t> order = {0, 1, 2, 3, 4, 5};
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int a, int b) { return logits[a] > logits[b]; });
       std::sort(order.begin(), order.begin() + MoeCase::kTopK);
       double sum = 0;
-      for (int i = 0; i < (renormalize ? MoeCase::kTopK : MoeCase::kExperts); ++i) sum += std::exp(logits[order[i]]);
+      for (int i = 0; i < (renormalize ? MoeCase::kTopK : MoeCase::kExperts); ++i)
+        sum += std::exp(logits[order[i]]);
       for (int i = 0; i < MoeCase::kTopK; ++i) {
         EXPECT_EQ(moe.experts[t * MoeCase::kTopK + i], order[i]);
         const double expected = std::exp(logits[order[i]]) / sum;
@@ -473,7 +511,8 @@ TEST_P(MoeParity, MlpEqualsFloat64WithinRounding) {
         const int32_t e = moe.experts[t * MoeCase::kTopK + i];
         const double weight = moe.weights[t * MoeCase::kTopK + i];
         std::vector<Exact> inner;
-        for (int64_t j = 0; j < MoeCase::kInner; ++j) inner.push_back(GatedProduct(x, t, moe.gate_up_weights[e], j));
+        for (int64_t j = 0; j < MoeCase::kInner; ++j)
+          inner.push_back(GatedProduct(x, t, moe.gate_up_weights[e], j));
         for (int64_t n = 0; n < MoeCase::kHidden; ++n) {
           double sum = 0, magnitude = 0, inner_error = 0;
           for (int64_t j = 0; j < MoeCase::kInner; ++j) {
@@ -483,11 +522,13 @@ TEST_P(MoeParity, MlpEqualsFloat64WithinRounding) {
             inner_error += std::abs(w) * Rounded(inner[j], dtype());
           }
           expected[n] += weight * sum;
-          error[n] += weight * (inner_error + 1.01 * (MoeCase::kInner + 8) * kUnit * (magnitude + inner_error));
+          error[n] += weight * (inner_error +
+                                1.01 * (MoeCase::kInner + 8) * kUnit * (magnitude + inner_error));
         }
       }
       for (int64_t n = 0; n < MoeCase::kHidden; ++n) {
-        ASSERT_NEAR(out[t * MoeCase::kHidden + n], expected[n], error[n]) << "rows " << rows << " token " << t;
+        ASSERT_NEAR(out[t * MoeCase::kHidden + n], expected[n], error[n])
+            << "rows " << rows << " token " << t;
       }
     }
   }

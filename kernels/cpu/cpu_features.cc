@@ -32,9 +32,11 @@ Features Detect() {
   const bool osxsave = ecx >> 27 & 1, fma = ecx >> 12 & 1, f16c = ecx >> 29 & 1;
   if (!osxsave || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return features;
   const uint64_t state = EnabledState();
-  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tile = (state & 0x60000) == 0x60000;
+  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6,
+             tile = (state & 0x60000) == 0x60000;
   features.avx2 = ymm && fma && f16c && (ebx >> 5 & 1);
-  const bool avx512 = zmm && (ebx >> 16 & 1) && (ebx >> 17 & 1) && (ebx >> 30 & 1) && (ebx >> 31 & 1);
+  const bool avx512 =
+      zmm && (ebx >> 16 & 1) && (ebx >> 17 & 1) && (ebx >> 30 & 1) && (ebx >> 31 & 1);
   const bool amx = tile && (edx >> 22 & 1) && (edx >> 24 & 1);
   __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx);
   features.avx512_bf16 = features.avx2 && avx512 && (eax >> 5 & 1);

@@ -1,5 +1,6 @@
-// CpuOps: the fast CPU backend. One source file per family of ops; what depends on the instruction set is in files
-// named *_scalar.cc, *_avx2.cc, *_avx512.cc, *_amx.cc (compiled with those instructions) and reached through tables.
+// CpuOps: the fast CPU backend. One source file per family of ops; what depends on the instruction
+// set is in files named *_scalar.cc, *_avx2.cc, *_avx512.cc, *_amx.cc (compiled with those
+// instructions) and reached through tables.
 #pragma once
 
 #include <string_view>

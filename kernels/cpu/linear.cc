@@ -27,8 +27,8 @@ const LinearTable& LinearTableOf(CpuArithmetic arithmetic) {
 namespace {
 
 // x as a kernel wants it: x itself where it already lies so.
-Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format, const LinearLayout& layout,
-                   ConstTensor x) {
+Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format,
+                   const LinearLayout& layout, ConstTensor x) {
   const int64_t num_rows = x.dim(0);
   if (num_rows == 1 && x.dtype() == format.dtype && layout.padded_k() == layout.shape().k) {
     return {static_cast<const std::byte*>(x.raw()), num_rows};
@@ -57,13 +57,14 @@ void CpuOps::DoLinear(const LinearArgs& args) {
     MultiplyTree(table, tile, sums);
     for (int64_t block = 0; block < tile.num_blocks; ++block) {
       const int64_t column = (tile.first_block + block) * kBlockColumns;
-      table.store({.sums = sums + block * tile.block_sums(),
-                   .num_rows = tile.num_rows,
-                   .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, args.shape.n - column)),
-                   .out = args.out.as<float>() + tile.first_row * args.shape.n + column,
-                   .out_stride = args.shape.n,
-                   .out_dtype = DType::kF32,
-                   .bias = bias ? bias + column : nullptr});
+      table.store(
+          {.sums = sums + block * tile.block_sums(),
+           .num_rows = tile.num_rows,
+           .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, args.shape.n - column)),
+           .out = args.out.as<float>() + tile.first_row * args.shape.n + column,
+           .out_stride = args.shape.n,
+           .out_dtype = DType::kF32,
+           .bias = bias ? bias + column : nullptr});
     }
   });
 }

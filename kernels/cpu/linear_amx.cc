@@ -1,5 +1,5 @@
-// Linear with AMX: bf16 tiles. A tile row of the product is computed as if it were alone, so any number of rows gives
-// the same bits per row.
+// Linear with AMX: bf16 tiles. A tile row of the product is computed as if it were alone, so any
+// number of rows gives the same bits per row.
 #include <immintrin.h>
 
 #include "kernels/cpu/linear_kernels.h"
@@ -19,16 +19,19 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0, 1: sums of the upper rows; 2, 3: of the lower; 4, 5: upper and lower rows of x; 6, 7: weight.
+// Tiles 0, 1: sums of the upper rows; 2, 3: of the lower; 4, 5: upper and lower rows of x; 6, 7:
+// weight.
 void Configure(int upper_rows, int lower_rows) {
   TileConfig config;
-  const int rows[8] = {upper_rows, upper_rows, lower_rows, lower_rows, upper_rows, lower_rows, 16, 16};
+  const int rows[8] = {upper_rows, upper_rows, lower_rows, lower_rows,
+                       upper_rows, lower_rows, 16,         16};
   for (int i = 0; i < 8; ++i) {
     if (rows[i] == 0) continue;
     config.row_bytes[i] = 64;
     config.rows[i] = static_cast<uint8_t>(rows[i]);
   }
-  // Not _tile_loadconfig: GCC 12 declares that it reads 8 bytes, so the stores to the other fields may vanish.
+  // Not _tile_loadconfig: GCC 12 declares that it reads 8 bytes, so the stores to the other fields
+  // may vanish.
   asm volatile("ldtilecfg %0" : : "m"(config));
 }
 
@@ -58,7 +61,8 @@ struct Prefetchers {
 };
 
 // Up to 16 rows: as fast as the weight arrives from memory.
-void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out, Prefetchers& prefetchers) {
+void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out,
+                   Prefetchers& prefetchers) {
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {
     _tile_loadd(0, out, kOutStride);
@@ -79,7 +83,8 @@ void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out
   _tile_stored(1, out + 16, kOutStride);
 }
 
-void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out, Prefetchers& prefetchers) {
+void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out,
+                  Prefetchers& prefetchers) {
   float* lower = out + 16 * 32;
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {

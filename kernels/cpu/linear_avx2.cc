@@ -29,7 +29,8 @@ struct Bf16Weight : PairedRow {
 struct F16Weight : PairedRow {
   static __m256 Load(const uint16_t* row, int g, int column) {
     const __m256i pairs = Pairs(row, column);
-    const __m256i wide = g == 0 ? _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff)) : _mm256_srli_epi32(pairs, 16);
+    const __m256i wide =
+        g == 0 ? _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff)) : _mm256_srli_epi32(pairs, 16);
     return _mm256_cvtph_ps(
         _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
   }
@@ -38,21 +39,26 @@ struct F16Weight : PairedRow {
 struct F32Weight {
   using Element = float;
   static constexpr int kGroup = 1;
-  static const float* Row(const void* weight, int64_t k) { return static_cast<const float*>(weight) + k * 32; }
+  static const float* Row(const void* weight, int64_t k) {
+    return static_cast<const float*>(weight) + k * 32;
+  }
   static __m256 Load(const float* row, int, int column) { return _mm256_loadu_ps(row + column); }
 };
 
-constexpr int kTileRows = 6;  // with 2 vectors of columns: 12 sums, 2 weights, 1 activation in 16 registers
+constexpr int kTileRows =
+    6;  // with 2 vectors of columns: 12 sums, 2 weights, 1 activation in 16 registers
 
 template <typename Weight>
 struct Kernel {
   template <int kRows>
   struct Tile {
     static void Run(const void* panel, const MultiplyArgs& args, float* out) {
-      // Few rows leave registers for all columns at once: more sums in flight, one pass over the weight.
+      // Few rows leave registers for all columns at once: more sums in flight, one pass over the
+      // weight.
       constexpr int kColumns = kRows <= 2 ? 32 : 16;
       for (int column = 0; column < 32; column += kColumns) {
-        MultiplyAddTile<Avx2, Weight, kRows, kColumns / 8>(static_cast<const float*>(panel), args, column, out + column);
+        MultiplyAddTile<Avx2, Weight, kRows, kColumns / 8>(static_cast<const float*>(panel), args,
+                                                           column, out + column);
       }
     }
   };
@@ -61,7 +67,8 @@ struct Kernel {
 
 void Transpose8x8(char* to, int64_t to_stride, const char* from, int64_t from_stride) {
   __m256 row[8], pair[8], quad[8];
-  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(from + i * from_stride));
+  for (int i = 0; i < 8; ++i)
+    row[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(from + i * from_stride));
   for (int i = 0; i < 8; i += 2) {
     pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
     pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
@@ -89,7 +96,8 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
   }
 }
 
-constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
+constexpr PanelFormat kFormat = {
+    .tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
 
 }  // namespace
 

@@ -10,7 +10,8 @@ constexpr int kTileRows = 12;  // with 2 vectors of columns: 24 sums, 2 weights 
 template <int kRows>
 struct Bf16Tile {
   static void Run(const void* panel, const MultiplyArgs& args, float* out) {
-    constexpr int64_t kPrefetchBytes = 4096;  // how far ahead of the multiply a stream from memory is asked for
+    constexpr int64_t kPrefetchBytes =
+        4096;  // how far ahead of the multiply a stream from memory is asked for
     __m512 sum[kRows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -59,7 +60,9 @@ struct F16Weight {
 struct F32Weight {
   using Element = float;
   static constexpr int kGroup = 1;
-  static const float* Row(const void* weight, int64_t k) { return static_cast<const float*>(weight) + k * 32; }
+  static const float* Row(const void* weight, int64_t k) {
+    return static_cast<const float*>(weight) + k * 32;
+  }
   static __m512 Load(const float* row, int, int column) { return _mm512_loadu_ps(row + column); }
 };
 
@@ -74,12 +77,16 @@ struct Kernel {
   static void Multiply(const MultiplyArgs& args) { MultiplyRowTiles<kTileRows, float, Tile>(args); }
 };
 
-void MultiplyBf16(const MultiplyArgs& args) { MultiplyRowTiles<kTileRows, uint16_t, Bf16Tile>(args); }
+void MultiplyBf16(const MultiplyArgs& args) {
+  MultiplyRowTiles<kTileRows, uint16_t, Bf16Tile>(args);
+}
 
-// Streaming stores: a packed weight is not read again soon. The locked operation that ends a task orders them.
+// Streaming stores: a packed weight is not read again soon. The locked operation that ends a task
+// orders them.
 void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_stride) {
   __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * from_stride);
+  for (int i = 0; i < 16; ++i)
+    a[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * from_stride);
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -97,19 +104,25 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
     const __m512i odd01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
     const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
     char* row = static_cast<char*>(to) + c * to_stride;
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(row), _mm512_shuffle_i32x4(even01, even23, 0x88));
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 4 * to_stride), _mm512_shuffle_i32x4(odd01, odd23, 0x88));
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 8 * to_stride), _mm512_shuffle_i32x4(even01, even23, 0xdd));
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 12 * to_stride), _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row),
+                        _mm512_shuffle_i32x4(even01, even23, 0x88));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 4 * to_stride),
+                        _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 8 * to_stride),
+                        _mm512_shuffle_i32x4(even01, even23, 0xdd));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(row + 12 * to_stride),
+                        _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
   }
 }
 
-constexpr PanelFormat kF32Format = {.tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
+constexpr PanelFormat kF32Format = {
+    .tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
 
 }  // namespace
 
 const LinearTable kLinearAvx512 = {
-    .bf16 = {{.tile_rows = kTileRows, .k_group = 2, .chunk_k = 512, .dtype = DType::kBf16}, MultiplyBf16},
+    .bf16 = {{.tile_rows = kTileRows, .k_group = 2, .chunk_k = 512, .dtype = DType::kBf16},
+             MultiplyBf16},
     .f16 = {kF32Format, Kernel<F16Weight>::Multiply},
     .f32 = {kF32Format, Kernel<F32Weight>::Multiply},
     .add = LinearElementwise<Avx512>::Add,

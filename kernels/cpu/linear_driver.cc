@@ -10,14 +10,19 @@ namespace {
 
 constexpr int64_t kMaxRowsPerBlock = 512;
 constexpr int64_t kMaxBlocksPerGroup = 8;
-constexpr int64_t kWeightChunkBytes = 64 << 10;       // of one block; stays in the L1 cache while the rows pass
-constexpr int64_t kMinParallelPanelBytes = 64 << 10;  // below, waking the pool costs more than the copy
+constexpr int64_t kWeightChunkBytes =
+    64 << 10;  // of one block; stays in the L1 cache while the rows pass
+constexpr int64_t kMinParallelPanelBytes =
+    64 << 10;  // below, waking the pool costs more than the copy
 
-// Packs num_k values of one row, padded with zeros to padded_k, into k groups that lie `stride` elements apart.
+// Packs num_k values of one row, padded with zeros to padded_k, into k groups that lie `stride`
+// elements apart.
 template <int kGroup>
-void PackBf16Row(const uint16_t* x, int64_t num_k, int64_t padded_k, uint16_t* out, int64_t stride) {
+void PackBf16Row(const uint16_t* x, int64_t num_k, int64_t padded_k, uint16_t* out,
+                 int64_t stride) {
   int64_t k = 0;
-  for (; k + kGroup <= num_k; k += kGroup, out += stride) std::memcpy(out, x + k, kGroup * sizeof *x);
+  for (; k + kGroup <= num_k; k += kGroup, out += stride)
+    std::memcpy(out, x + k, kGroup * sizeof *x);
   for (; k < padded_k; k += kGroup, out += stride) {
     for (int i = 0; i < kGroup; ++i) out[i] = k + i < num_k ? x[k + i] : 0;
   }
@@ -40,7 +45,8 @@ void PackRowPiece(const PanelFormat& format, const PackPanelArgs& args, const Ro
     const uint16_t* x = args.x.as<uint16_t>() + piece.element;
     uint16_t* out = reinterpret_cast<uint16_t*>(args.out) + piece.out;
     PL_CHECK(format.k_group == kTileK || format.k_group == 2);
-    if (format.k_group == 2) return PackBf16Row<2>(x, piece.num_k, piece.padded_k, out, piece.stride);
+    if (format.k_group == 2)
+      return PackBf16Row<2>(x, piece.num_k, piece.padded_k, out, piece.stride);
     return PackBf16Row<kTileK>(x, piece.num_k, piece.padded_k, out, piece.stride);
   }
   float* out = reinterpret_cast<float*>(args.out) + piece.out;
@@ -54,8 +60,8 @@ void PackRowPiece(const PanelFormat& format, const PackPanelArgs& args, const Ro
 }
 
 // One leaf of one row tile.
-void PackPanelPart(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args, int64_t tile,
-                   int leaf) {
+void PackPanelPart(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args,
+                   int64_t tile, int leaf) {
   const int64_t first_row = tile * format.tile_rows;
   const int64_t rows = std::min<int64_t>(format.tile_rows, args.num_rows - first_row);
   const int64_t begin = layout.leaf_begin(leaf), leaf_k = layout.leaf_end(leaf) - begin;
@@ -87,8 +93,10 @@ void PackPanel(const PanelFormat& format, const LinearLayout& layout, const Pack
   }
 }
 
-void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args) {
-  if (PanelBytes(format, layout, args.num_rows) < kMinParallelPanelBytes) return PackPanel(format, layout, args);
+void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout,
+               const PackPanelArgs& args) {
+  if (PanelBytes(format, layout, args.num_rows) < kMinParallelPanelBytes)
+    return PackPanel(format, layout, args);
   const int leaves = layout.shape().num_leaves;
   pool.ParallelFor(NumParts(format, layout, args), [&](int64_t part, int) {
     PackPanelPart(format, layout, args, part / leaves, static_cast<int>(part % leaves));
@@ -103,9 +111,13 @@ class ProductSteps {
   explicit ProductSteps(const ProductTile& tile)
       : tile_(tile), element_bytes_(static_cast<int64_t>(SizeOf(tile.kernel.format.dtype))) {}
 
-  // One row tile reads each weight once: in the order in which it lies in memory, a whole leaf at a time (chunks of one
-  // row tile lie one after another). More rows take turns with one chunk of a block.
-  bool one_row_tile() const { return tile_.num_rows <= tile_.kernel.format.tile_rows && tile_.panel.num_rows == tile_.num_rows; }
+  // One row tile reads each weight once: in the order in which it lies in memory, a whole leaf at a
+  // time (chunks of one row tile lie one after another). More rows take turns with one chunk of a
+  // block.
+  bool one_row_tile() const {
+    return tile_.num_rows <= tile_.kernel.format.tile_rows &&
+           tile_.panel.num_rows == tile_.num_rows;
+  }
   int64_t step_k() const { return one_row_tile() ? leaf_k() : tile_.kernel.format.chunk_k; }
   int64_t leaf_k() const { return tile_.layout.padded_leaf_k(); }
 
@@ -116,7 +128,8 @@ class ProductSteps {
   }
   UpcomingBytes Weight(int64_t block, int leaf, int64_t k) const {
     const int64_t begin = tile_.layout.offset(tile_.first_block + block, leaf, k);
-    const int64_t end = tile_.layout.offset(tile_.first_block + block, leaf, std::min(k + step_k(), leaf_k()));
+    const int64_t end =
+        tile_.layout.offset(tile_.first_block + block, leaf, std::min(k + step_k(), leaf_k()));
     return {tile_.weight + begin, end - begin};
   }
 
@@ -142,7 +155,8 @@ class ProductSteps {
     }
     const int64_t share = (next.num_bytes / 64 + tile_.num_blocks - 1) / tile_.num_blocks * 64;
     const int64_t begin = std::min(block * share, next.num_bytes);
-    return {static_cast<const std::byte*>(next.data) + begin, std::min(share, next.num_bytes - begin)};
+    return {static_cast<const std::byte*>(next.data) + begin,
+            std::min(share, next.num_bytes - begin)};
   }
 
  private:
@@ -190,21 +204,24 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
   }
 }
 
-void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums, std::byte* out) {
+void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums,
+                std::byte* out) {
   const int64_t num_outputs = tile.layout.num_outputs();
   const DType dtype = tile.layout.shape().dtype;
   for (int64_t block = 0; block < tile.num_blocks; ++block) {
     const int64_t column = (tile.first_block + block) * kHalfColumns;
-    table.store_gated({.sums = sums + block * tile.block_sums(),
-                       .num_rows = tile.num_rows,
-                       .num_columns = static_cast<int>(std::min<int64_t>(kHalfColumns, num_outputs - column)),
-                       .out = out + (tile.first_row * num_outputs + column) * static_cast<int64_t>(SizeOf(dtype)),
-                       .out_stride = num_outputs,
-                       .out_dtype = dtype});
+    table.store_gated(
+        {.sums = sums + block * tile.block_sums(),
+         .num_rows = tile.num_rows,
+         .num_columns = static_cast<int>(std::min<int64_t>(kHalfColumns, num_outputs - column)),
+         .out = out + (tile.first_row * num_outputs + column) * static_cast<int64_t>(SizeOf(dtype)),
+         .out_stride = num_outputs,
+         .out_dtype = dtype});
   }
 }
 
-ProductGrid::ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows, int num_threads)
+ProductGrid::ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows,
+                         int num_threads)
     : num_rows(num_rows), num_blocks(layout.num_blocks()) {
   rows_per_block = kMaxRowsPerBlock / kernel.format.tile_rows * kernel.format.tile_rows;
   // Several tasks per thread even out threads that were held up.

@@ -1,4 +1,5 @@
-// What Linear, GatedLinear and MoeMlp share: activation panels, and products of row tiles with blocks of columns.
+// What Linear, GatedLinear and MoeMlp share: activation panels, and products of row tiles with
+// blocks of columns.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +21,13 @@ inline int64_t PanelBytes(const PanelFormat& format, const LinearLayout& layout,
 }
 
 struct PackPanelArgs {
-  std::byte* out;           // [PanelBytes]
-  ConstTensor x;            // [*, k] bf16 | f16 | f32
-  const int32_t* row_ids;   // [num_rows] rows of x to take, or null: rows [0, num_rows)
+  std::byte* out;          // [PanelBytes]
+  ConstTensor x;           // [*, k] bf16 | f16 | f32
+  const int32_t* row_ids;  // [num_rows] rows of x to take, or null: rows [0, num_rows)
   int64_t num_rows;
 };
-void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args);
+void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout,
+               const PackPanelArgs& args);
 // The same on the calling thread.
 void PackPanel(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args);
 
@@ -33,9 +35,9 @@ void PackPanel(const PanelFormat& format, const LinearLayout& layout, const Pack
 struct ProductTile {
   const LinearKernel& kernel;
   const LinearLayout& layout;
-  const std::byte* weight;   // packed
+  const std::byte* weight;  // packed
   Panel panel;
-  int64_t first_row;         // a multiple of the kernel's tile_rows
+  int64_t first_row;  // a multiple of the kernel's tile_rows
   int64_t num_rows;
   int64_t first_block;
   int64_t num_blocks;
@@ -47,17 +49,21 @@ struct ProductTile {
 // One leaf: out[num_blocks, num_rows, 32] f32.
 void MultiplyLeaf(const ProductTile& tile, int leaf, float* out);
 
-// All leaves added in the tree. scratch: [TreeScratchFloats]; the sums are left at its start, as of one leaf.
+// All leaves added in the tree. scratch: [TreeScratchFloats]; the sums are left at its start, as of
+// one leaf.
 int64_t TreeScratchFloats(const ProductTile& tile);
 void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch);
 
-// Applies the gate to the sums of a gated tile. out: [all rows of the panel, num_outputs] of the weight's dtype.
-void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums, std::byte* out);
+// Applies the gate to the sums of a gated tile. out: [all rows of the panel, num_outputs] of the
+// weight's dtype.
+void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums,
+                std::byte* out);
 
-// How an op is cut into tasks: by columns first, so that every thread streams its own part of the weight once; rows in
-// blocks whose activations stay in the cache.
+// How an op is cut into tasks: by columns first, so that every thread streams its own part of the
+// weight once; rows in blocks whose activations stay in the cache.
 struct ProductGrid {
-  ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows, int num_threads);
+  ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows,
+              int num_threads);
 
   int64_t num_tasks() const { return num_row_blocks * num_column_groups; }
   // Sets rows and blocks of a tile to those of a task.

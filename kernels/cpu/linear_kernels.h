@@ -8,12 +8,14 @@
 
 namespace plumbline {
 
-// Rows of activations in the form a kernel reads: every leaf in chunks of chunk_k (the last may be shorter), a chunk in
-// tiles of tile_rows rows (the last may have fewer), a tile as [k / k_group][rows][k_group] elements.
+// Rows of activations in the form a kernel reads: every leaf in chunks of chunk_k (the last may be
+// shorter), a chunk in tiles of tile_rows rows (the last may have fewer), a tile as [k /
+// k_group][rows][k_group] elements.
 struct PanelFormat {
   int tile_rows;
   int k_group;
-  int chunk_k;  // a multiple of 32: so much of a block of weights stays in the L1 cache while the rows pass
+  int chunk_k;  // a multiple of 32: so much of a block of weights stays in the L1 cache while the
+                // rows pass
   DType dtype;  // kBf16 or kF32
 };
 
@@ -24,17 +26,17 @@ struct UpcomingBytes {
 };
 
 struct MultiplyArgs {
-  const void* panel;      // the row tiles of one chunk
-  const void* weight;     // num_k rows of one block (linear_layout.h)
-  int64_t num_k;          // a multiple of 32
+  const void* panel;   // the row tiles of one chunk
+  const void* weight;  // num_k rows of one block (linear_layout.h)
+  int64_t num_k;       // a multiple of 32
   int64_t num_rows;
-  float* out;             // [num_rows, 32]
-  bool accumulate;        // continue the sums in out, else start from zero
+  float* out;                                     // [num_rows, 32]
+  bool accumulate;                                // continue the sums in out, else start from zero
   UpcomingBytes upcoming_weight, upcoming_panel;  // a kernel may ignore them
 };
 
-// out (+)= panel * weight. The sum of an element runs over ascending k, in an order that depends on nothing else; a sum
-// continued in a second call has the bits of one call.
+// out (+)= panel * weight. The sum of an element runs over ascending k, in an order that depends on
+// nothing else; a sum continued in a second call has the bits of one call.
 struct LinearKernel {
   PanelFormat format;
   void (*multiply)(const MultiplyArgs& args);
@@ -42,21 +44,22 @@ struct LinearKernel {
 
 // The finished sums of one block on their way to the op's output.
 struct StoreArgs {
-  const float* sums;      // [num_rows, 32]
+  const float* sums;  // [num_rows, 32]
   int64_t num_rows;
-  int num_columns;        // of the output: at most 32, gated at most 16
-  void* out;              // first element
-  int64_t out_stride;     // elements from row to row
-  DType out_dtype;        // f32 unless gated
-  const float* bias;      // [num_columns] or null
+  int num_columns;     // of the output: at most 32, gated at most 16
+  void* out;           // first element
+  int64_t out_stride;  // elements from row to row
+  DType out_dtype;     // f32 unless gated
+  const float* bias;   // [num_columns] or null
 };
 
 struct LinearTable {
   LinearKernel bf16, f16, f32;
-  void (*add)(float* sum, const float* x, int64_t n);                      // sum += x
-  void (*add_scaled)(float* sum, const float* x, float scale, int64_t n);  // sum += scale * x, product rounded
-  void (*store)(const StoreArgs& args);                                    // out = sums + bias
-  void (*store_gated)(const StoreArgs& args);                              // out = silu(sums[:, :16]) * sums[:, 16:]
+  void (*add)(float* sum, const float* x, int64_t n);  // sum += x
+  void (*add_scaled)(float* sum, const float* x, float scale,
+                     int64_t n);               // sum += scale * x, product rounded
+  void (*store)(const StoreArgs& args);        // out = sums + bias
+  void (*store_gated)(const StoreArgs& args);  // out = silu(sums[:, :16]) * sums[:, 16:]
   // to[c][r] = from[r][c] of 16 x 16 elements of 4 bytes; strides in bytes.
   void (*transpose)(void* to, int64_t to_stride, const void* from, int64_t from_stride);
 };

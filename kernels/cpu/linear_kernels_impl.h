@@ -1,4 +1,5 @@
-// Kernels over a vector type V (simd_*.h), for the tables of linear_scalar.cc, linear_avx2.cc and linear_avx512.cc.
+// Kernels over a vector type V (simd_*.h), for the tables of linear_scalar.cc, linear_avx2.cc and
+// linear_avx512.cc.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@
 
 namespace plumbline {
 
-// f32 multiply-add kernel. Weight::kGroup rows of k are stored together at Weight::Row(weight, k); Weight::Load gives row
-// g of them at 16-column half `half`, vector v.
+// f32 multiply-add kernel. Weight::kGroup rows of k are stored together at Weight::Row(weight, k);
+// Weight::Load gives row g of them at 16-column half `half`, vector v.
 template <typename V, typename Weight, int kRows, int kVectors>
 void MultiplyAddTile(const float* panel, const MultiplyArgs& args, int column, float* out) {
   using F32 = typename V::F32;
@@ -58,8 +59,7 @@ void MultiplyRowTiles(const MultiplyArgs& args) {
   for (int64_t row = 0; row < args.num_rows; row += kMaxRows) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kMaxRows ? static_cast<int>(left) : kMaxRows;
-    const Element* panel =
-        static_cast<const Element*>(args.panel) + row * args.num_k;
+    const Element* panel = static_cast<const Element*>(args.panel) + row * args.num_k;
     ForRows<kMaxRows, Tile>::Run(rows, panel, args, args.out + row * 32);
   }
 }
@@ -68,9 +68,11 @@ template <typename V>
 struct LinearElementwise {
   static void Add(float* sum, const float* x, int64_t n) {
     int64_t i = 0;
-    for (; i + V::kWidth <= n; i += V::kWidth) V::Store(sum + i, V::Add(V::Load(sum + i), V::Load(x + i)));
+    for (; i + V::kWidth <= n; i += V::kWidth)
+      V::Store(sum + i, V::Add(V::Load(sum + i), V::Load(x + i)));
     const int rest = static_cast<int>(n - i);
-    if (rest > 0) V::StoreFirst(sum + i, V::Add(V::LoadFirst(sum + i, rest), V::LoadFirst(x + i, rest)), rest);
+    if (rest > 0)
+      V::StoreFirst(sum + i, V::Add(V::LoadFirst(sum + i, rest), V::LoadFirst(x + i, rest)), rest);
   }
 
   static void AddScaled(float* sum, const float* x, float scale, int64_t n) {
@@ -81,7 +83,8 @@ struct LinearElementwise {
     }
     const int rest = static_cast<int>(n - i);
     if (rest > 0) {
-      V::StoreFirst(sum + i, V::Add(V::LoadFirst(sum + i, rest), V::Mul(s, V::LoadFirst(x + i, rest))), rest);
+      V::StoreFirst(
+          sum + i, V::Add(V::LoadFirst(sum + i, rest), V::Mul(s, V::LoadFirst(x + i, rest))), rest);
     }
   }
 
@@ -92,7 +95,8 @@ struct LinearElementwise {
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Load(sums + i);
-        V::StoreFirst(out + i, args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
+        V::StoreFirst(out + i,
+                      args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
       }
     }
   }

@@ -35,8 +35,7 @@ void Multiply(const MultiplyArgs& args) {
   for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
-    const float* panel =
-        static_cast<const float*>(args.panel) + row * args.num_k;
+    const float* panel = static_cast<const float*>(args.panel) + row * args.num_k;
     float sum[kTileRows][32] = {};
     for (int r = 0; args.accumulate && r < rows; ++r) {
       std::memcpy(sum[r], args.out + (row + r) * 32, sizeof sum[r]);
@@ -63,7 +62,8 @@ void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_strid
   }
 }
 
-constexpr PanelFormat kFormat = {.tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
+constexpr PanelFormat kFormat = {
+    .tile_rows = kTileRows, .k_group = 1, .chunk_k = 256, .dtype = DType::kF32};
 
 }  // namespace
 

@@ -8,15 +8,17 @@
 namespace plumbline {
 namespace {
 
-// The rows of a step sorted by expert: expert e has entries [begin[e], begin[e + 1]), by ascending token.
+// The rows of a step sorted by expert: expert e has entries [begin[e], begin[e + 1]), by ascending
+// token.
 struct ExpertRows {
-  int32_t* begin;   // [E + 1]
-  int32_t* token;   // [T * K]
-  float* weight;    // [T * K]
+  int32_t* begin;  // [E + 1]
+  int32_t* token;  // [T * K]
+  float* weight;   // [T * K]
 };
 
 void GroupByExpert(const MoeMlpArgs& args, ExpertRows& rows) {
-  const int64_t num_experts = args.gate_up.dim(0), num_tokens = args.x.dim(0), top_k = args.experts.dim(1);
+  const int64_t num_experts = args.gate_up.dim(0), num_tokens = args.x.dim(0),
+                top_k = args.experts.dim(1);
   const int32_t* experts = args.experts.as<int32_t>();
   const float* weights = args.weights.as<float>();
   std::fill(rows.begin, rows.begin + num_experts + 1, 0);
@@ -25,7 +27,8 @@ void GroupByExpert(const MoeMlpArgs& args, ExpertRows& rows) {
     ++rows.begin[experts[i]];
   }
   int32_t end = 0;
-  for (int64_t e = 0; e <= num_experts; ++e) {  // counts -> ends; filling from the back turns ends into begins
+  for (int64_t e = 0; e <= num_experts;
+       ++e) {  // counts -> ends; filling from the back turns ends into begins
     end += rows.begin[e];
     rows.begin[e] = end;
   }
@@ -37,8 +40,8 @@ void GroupByExpert(const MoeMlpArgs& args, ExpertRows& rows) {
 }
 
 // p: [num_experts], of the calling thread.
-void RouteToken(const float* logits, int64_t num_experts, int64_t top_k, bool renormalize, float* p, int32_t* experts,
-                float* weights) {
+void RouteToken(const float* logits, int64_t num_experts, int64_t top_k, bool renormalize, float* p,
+                int32_t* experts, float* weights) {
   const float max = *std::max_element(logits, logits + num_experts);
   float sum = 0;
   for (int64_t e = 0; e < num_experts; ++e) sum += p[e] = Exp<Scalar>(logits[e] - max);
@@ -46,22 +49,27 @@ void RouteToken(const float* logits, int64_t num_experts, int64_t top_k, bool re
   for (int64_t e = 0; e < num_experts; ++e) {
     p[e] /= sum;
     if (found == top_k && !(p[e] > p[experts[top_k - 1]])) continue;
-    int64_t place = found < top_k ? found++ : top_k - 1;  // by descending p; an equal p stays behind the lower id
+    int64_t place = found < top_k
+                        ? found++
+                        : top_k - 1;  // by descending p; an equal p stays behind the lower id
     for (; place > 0 && p[e] > p[experts[place - 1]]; --place) experts[place] = experts[place - 1];
     experts[place] = static_cast<int32_t>(e);
   }
   std::sort(experts, experts + top_k);
   float chosen = 0;
   for (int64_t i = 0; i < top_k; ++i) chosen += p[experts[i]];
-  for (int64_t i = 0; i < top_k; ++i) weights[i] = renormalize ? p[experts[i]] / chosen : p[experts[i]];
+  for (int64_t i = 0; i < top_k; ++i)
+    weights[i] = renormalize ? p[experts[i]] / chosen : p[experts[i]];
 }
 
 }  // namespace
 
 void CpuOps::DoMoeRoute(const MoeRouteArgs& args) {
-  const int64_t num_tokens = args.logits.dim(0), num_experts = args.logits.dim(1), top_k = args.experts.dim(1);
+  const int64_t num_tokens = args.logits.dim(0), num_experts = args.logits.dim(1),
+                top_k = args.experts.dim(1);
   constexpr int64_t kTokensPerTask = 16;
-  pool_.ParallelFor((num_tokens + kTokensPerTask - 1) / kTokensPerTask, [&](int64_t task, int thread) {
+  pool_.ParallelFor((num_tokens + kTokensPerTask - 1) / kTokensPerTask, [&](int64_t task,
+                                                                            int thread) {
     float* p = scratch_[thread].Get<float>(num_experts);
     const int64_t end = std::min(num_tokens, (task + 1) * kTokensPerTask);
     for (int64_t t = task * kTokensPerTask; t < end; ++t) {
@@ -83,9 +91,9 @@ void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   const int64_t x_row_bytes = PanelBytes(kernel.format, gate_up, 1);
   const int64_t inner_row_bytes = PanelBytes(kernel.format, down, 1);
-  std::byte* const x_panels =
-      shared_.Get<std::byte>(aligned(num_entries * x_row_bytes) + aligned(num_entries * inner_row_bytes) +
-                             aligned(num_entries * inner_bytes) + (num_experts + 1 + 2 * num_entries) * 4);
+  std::byte* const x_panels = shared_.Get<std::byte>(
+      aligned(num_entries * x_row_bytes) + aligned(num_entries * inner_row_bytes) +
+      aligned(num_entries * inner_bytes) + (num_experts + 1 + 2 * num_entries) * 4);
   std::byte* const inner_panels = x_panels + aligned(num_entries * x_row_bytes);
   std::byte* const inner = inner_panels + aligned(num_entries * inner_row_bytes);
   ExpertRows rows;
@@ -110,14 +118,15 @@ void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
     const int64_t begin = rows.begin[e], num_rows = rows.begin[e + 1] - begin;
     const int64_t max_rows = ProductGrid(kernel, gate_up, num_rows, 1).rows_per_block;
     for (int64_t row = 0; row < num_rows; row += max_rows) {
-      const ProductTile tile{.kernel = kernel,
-                             .layout = gate_up,
-                             .weight = static_cast<const std::byte*>(args.gate_up.raw()) + e * gate_up.packed_bytes(),
-                             .panel = {x_panels + begin * x_row_bytes, num_rows},
-                             .first_row = row,
-                             .num_rows = std::min(max_rows, num_rows - row),
-                             .first_block = first_block,
-                             .num_blocks = std::min<int64_t>(4, gate_up.num_blocks() - first_block)};
+      const ProductTile tile{
+          .kernel = kernel,
+          .layout = gate_up,
+          .weight = static_cast<const std::byte*>(args.gate_up.raw()) + e * gate_up.packed_bytes(),
+          .panel = {x_panels + begin * x_row_bytes, num_rows},
+          .first_row = row,
+          .num_rows = std::min(max_rows, num_rows - row),
+          .first_block = first_block,
+          .num_blocks = std::min<int64_t>(4, gate_up.num_blocks() - first_block)};
       float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
       MultiplyTree(table, tile, sums);
       StoreGated(table, tile, sums, inner + begin * inner_bytes);
@@ -133,32 +142,34 @@ void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
                .num_rows = num_rows});
   });
 
-  // One task owns 32 output columns of every token and walks the experts in ascending order, so a token's sum over its
-  // experts has one order whoever computes it.
+  // One task owns 32 output columns of every token and walks the experts in ascending order, so a
+  // token's sum over its experts has one order whoever computes it.
   const int num_leaves = args.down_shape.num_leaves;
   const int64_t num_columns = args.down_shape.n, leaf_sums = num_tokens * kBlockColumns;
   pool_.ParallelFor(down.num_blocks(), [&](int64_t block, int thread) {
     const int64_t max_rows = ProductGrid(kernel, down, num_tokens, 1).rows_per_block;
-    float* sums = scratch_[thread].Get<float>(num_leaves * leaf_sums + std::min(max_rows, num_tokens) * kBlockColumns);
+    float* sums = scratch_[thread].Get<float>(num_leaves * leaf_sums +
+                                              std::min(max_rows, num_tokens) * kBlockColumns);
     float* product = sums + num_leaves * leaf_sums;
     std::fill(sums, product, 0.0f);
     for (int64_t e = 0; e < num_experts; ++e) {
       const int64_t begin = rows.begin[e], num_rows = rows.begin[e + 1] - begin;
       for (int64_t row = 0; row < num_rows; row += max_rows) {
-        const ProductTile tile{.kernel = kernel,
-                               .layout = down,
-                               .weight = static_cast<const std::byte*>(args.down.raw()) + e * down.packed_bytes(),
-                               .panel = {inner_panels + begin * inner_row_bytes, num_rows},
-                               .first_row = row,
-                               .num_rows = std::min(max_rows, num_rows - row),
-                               .first_block = block,
-                               .num_blocks = 1};
+        const ProductTile tile{
+            .kernel = kernel,
+            .layout = down,
+            .weight = static_cast<const std::byte*>(args.down.raw()) + e * down.packed_bytes(),
+            .panel = {inner_panels + begin * inner_row_bytes, num_rows},
+            .first_row = row,
+            .num_rows = std::min(max_rows, num_rows - row),
+            .first_block = block,
+            .num_blocks = 1};
         for (int leaf = 0; leaf < num_leaves; ++leaf) {
           MultiplyLeaf(tile, leaf, product);
           for (int64_t r = 0; r < tile.num_rows; ++r) {
             const int64_t entry = begin + row + r;
-            table.add_scaled(sums + leaf * leaf_sums + rows.token[entry] * kBlockColumns, product + r * kBlockColumns,
-                             rows.weight[entry], kBlockColumns);
+            table.add_scaled(sums + leaf * leaf_sums + rows.token[entry] * kBlockColumns,
+                             product + r * kBlockColumns, rows.weight[entry], kBlockColumns);
           }
         }
       }
@@ -169,12 +180,13 @@ void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
       }
     }
     const int64_t column = block * kBlockColumns;
-    table.store({.sums = sums,
-                 .num_rows = num_tokens,
-                 .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, num_columns - column)),
-                 .out = args.out.as<float>() + column,
-                 .out_stride = num_columns,
-                 .out_dtype = DType::kF32});
+    table.store(
+        {.sums = sums,
+         .num_rows = num_tokens,
+         .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, num_columns - column)),
+         .out = args.out.as<float>() + column,
+         .out_stride = num_columns,
+         .out_dtype = DType::kF32});
   });
 }
 

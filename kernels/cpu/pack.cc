@@ -50,7 +50,8 @@ class HalfPacker {
 
   // Of a gated weight the gate's halves are counted first, then those of the up projection.
   int64_t num_halves() const {
-    return args_.shape.gated ? 2 * layout_.num_blocks() : (args_.shape.n + kHalfColumns - 1) / kHalfColumns;
+    return args_.shape.gated ? 2 * layout_.num_blocks()
+                             : (args_.shape.n + kHalfColumns - 1) / kHalfColumns;
   }
 
   void Pack(int64_t half) const {
@@ -86,7 +87,8 @@ class HalfPacker {
 
  private:
   const std::byte* Source(int64_t row, int64_t k) const {
-    return static_cast<const std::byte*>(args_.source.raw()) + (row - args_.first_row) * source_row_bytes_ +
+    return static_cast<const std::byte*>(args_.source.raw()) +
+           (row - args_.first_row) * source_row_bytes_ +
            (args_.first_column + k) * source_element_bytes_;
   }
 
@@ -102,11 +104,11 @@ class HalfPacker {
 
   void PackRow(const std::byte* source, int64_t num_k, std::byte* tile, int64_t column) const {
     for (int64_t k = 0; k < num_k; ++k) {
-      const int64_t element = element_bytes_ == 4
-                                  ? k * kBlockColumns + column
-                                  : column / kHalfColumns * 512 + k / 2 * 32 + column % kHalfColumns * 2 + k % 2;
-      ConvertElement(source + k * source_element_bytes_, args_.source.dtype(), tile + element * element_bytes_,
-                     args_.shape.dtype);
+      const int64_t element = element_bytes_ == 4 ? k * kBlockColumns + column
+                                                  : column / kHalfColumns * 512 + k / 2 * 32 +
+                                                        column % kHalfColumns * 2 + k % 2;
+      ConvertElement(source + k * source_element_bytes_, args_.source.dtype(),
+                     tile + element * element_bytes_, args_.shape.dtype);
     }
   }
 
@@ -120,7 +122,9 @@ class HalfPacker {
 
 }  // namespace
 
-int64_t CpuOps::PackedBytes(const LinearShape& shape) const { return LinearLayout(shape).packed_bytes(); }
+int64_t CpuOps::PackedBytes(const LinearShape& shape) const {
+  return LinearLayout(shape).packed_bytes();
+}
 
 void CpuOps::DoPackLinear(const PackLinearArgs& args) {
   const LinearLayout layout(args.shape);

@@ -65,7 +65,9 @@ struct Avx2 {
     for (int i = 0; i < n; ++i) lanes[i] = p[i];
     return Load16(lanes);
   }
-  static void Store16(uint16_t* p, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+  static void Store16(uint16_t* p, __m128i x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x);
+  }
   static void Store16First(uint16_t* p, __m128i x, int n) {
     alignas(16) uint16_t lanes[8];
     Store16(lanes, x);
@@ -84,7 +86,9 @@ struct Avx2 {
     const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   }
-  static __m128i ToF16(F32 x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static __m128i ToF16(F32 x) {
+    return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
 };
 
 }  // namespace plumbline

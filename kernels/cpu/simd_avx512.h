@@ -1,4 +1,5 @@
-// Avx512: the vector interface of vector_math.h with 16 lanes. Include from *_avx512.cc and *_amx.cc only.
+// Avx512: the vector interface of vector_math.h with 16 lanes. Include from *_avx512.cc and
+// *_amx.cc only.
 #pragma once
 
 #include <immintrin.h>
@@ -75,10 +76,11 @@ struct Avx512 {
         _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(
-        _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
   }
-  static __m256i ToF16(F32 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static __m256i ToF16(F32 x) {
+    return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
 };
 
 }  // namespace plumbline

@@ -1,4 +1,5 @@
-// Scalar: the vector interface of vector_math.h with one lane, for any processor. MulAdd rounds twice.
+// Scalar: the vector interface of vector_math.h with one lane, for any processor. MulAdd rounds
+// twice.
 #pragma once
 
 #include <cmath>

@@ -50,7 +50,8 @@ void ThreadPool::Run(int64_t num_tasks, TaskFn fn, const void* context) {
   num_done_.store(0, std::memory_order_relaxed);
   const uint64_t loop = loop_.load(std::memory_order_relaxed) + uint64_t{1};
   unclaimed_.store(loop << 32 | static_cast<uint64_t>(num_tasks), std::memory_order_release);
-  // A thread counts itself asleep before it looks at loop_ for the last time, so one of the two sees the other.
+  // A thread counts itself asleep before it looks at loop_ for the last time, so one of the two
+  // sees the other.
   loop_.store(static_cast<uint32_t>(loop), std::memory_order_seq_cst);
   if (num_sleepers_.load(std::memory_order_seq_cst) > 0) loop_.notify_all();
 
@@ -65,8 +66,8 @@ void ThreadPool::Run(int64_t num_tasks, TaskFn fn, const void* context) {
   caller_sleeps_.store(false, std::memory_order_relaxed);
 }
 
-// A thread that comes late finds nothing to claim and has touched nothing of the loop: the caller waits for tasks, not
-// for threads.
+// A thread that comes late finds nothing to claim and has touched nothing of the loop: the caller
+// waits for tasks, not for threads.
 bool ThreadPool::RunOneTask(int thread) {
   uint64_t unclaimed = unclaimed_.load(std::memory_order_acquire);
   do {

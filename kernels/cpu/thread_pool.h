@@ -9,8 +9,9 @@
 
 namespace plumbline {
 
-// One thread owns a pool and calls ParallelFor; loops do not nest. Idle threads watch for work for some tens of
-// microseconds, then sleep: the ops of a step follow one another without a wake-up, an idle engine costs nothing.
+// One thread owns a pool and calls ParallelFor; loops do not nest. Idle threads watch for work for
+// some tens of microseconds, then sleep: the ops of a step follow one another without a wake-up, an
+// idle engine costs nothing.
 class ThreadPool {
  public:
   // num_threads >= 1 counts the calling thread.
@@ -21,13 +22,14 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
 
-  // Calls fn(int64_t task, int thread) for every task in [0, num_tasks), handed out in ascending order, and returns when
-  // all have returned. thread in [0, num_threads()) names the thread's scratch memory; which thread runs which task is
-  // chance, so results must not depend on it.
+  // Calls fn(int64_t task, int thread) for every task in [0, num_tasks), handed out in ascending
+  // order, and returns when all have returned. thread in [0, num_threads()) names the thread's
+  // scratch memory; which thread runs which task is chance, so results must not depend on it.
   template <typename Fn>
   void ParallelFor(int64_t num_tasks, Fn&& fn) {
     using Plain = std::remove_reference_t<Fn>;
-    Run(num_tasks,
+    Run(
+        num_tasks,
         [](const void* context, int64_t task, int thread) {
           (*static_cast<Plain*>(const_cast<void*>(context)))(task, thread);
         },
@@ -48,7 +50,7 @@ class ThreadPool {
 
   std::atomic<uint64_t> unclaimed_{0};  // loop number << 32 | tasks not yet claimed
   std::atomic<uint32_t> num_done_{0};
-  std::atomic<uint32_t> loop_{0};       // counts loops; sleepers wait for it to change
+  std::atomic<uint32_t> loop_{0};  // counts loops; sleepers wait for it to change
   std::atomic<int> num_sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};

@@ -1,12 +1,13 @@
-// Elementwise functions over a vector type V: Scalar, Avx2 or Avx512 (simd_*.h). A lane's result depends on that lane
-// alone, so tails (LoadFirst, StoreFirst) have the bits of full vectors. V::MulAdd is fused where the processor does it.
+// Elementwise functions over a vector type V: Scalar, Avx2 or Avx512 (simd_*.h). A lane's result
+// depends on that lane alone, so tails (LoadFirst, StoreFirst) have the bits of full vectors.
+// V::MulAdd is fused where the processor does it.
 #pragma once
 
 namespace plumbline {
 
 // e^x, at most 1 ulp off; 0 below about -104, infinity above about 88.7, NaN for NaN.
-// Cephes' scheme: x = n ln 2 + r with |r| <= ln(2)/2, a polynomial in r, then 2^n in two factors so that subnormal
-// results round once.
+// Cephes' scheme: x = n ln 2 + r with |r| <= ln(2)/2, a polynomial in r, then 2^n in two factors so
+// that subnormal results round once.
 template <typename V>
 typename V::F32 Exp(typename V::F32 x) {
   using F32 = typename V::F32;

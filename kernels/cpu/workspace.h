@@ -11,10 +11,12 @@
 
 namespace plumbline {
 
-// Grows to the largest request and stays: after the largest step has run once, nothing is allocated any more.
+// Grows to the largest request and stays: after the largest step has run once, nothing is allocated
+// any more.
 class Workspace {
  public:
-  // At least num_elements of T, aligned to 64 bytes, contents unspecified. Valid until the next Get.
+  // At least num_elements of T, aligned to 64 bytes, contents unspecified. Valid until the next
+  // Get.
   template <typename T>
   T* Get(size_t num_elements) {
     if (num_elements * sizeof(T) > num_bytes_) {
