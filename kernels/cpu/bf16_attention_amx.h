@@ -50,7 +50,7 @@ struct AmxProducts : Bf16Scores<AmxBf16> {
     AmxBf16::Multiply({.a = Weights(s), .a_stride = kWeightStride, .b = reinterpret_cast<const uint32_t*>(s.values),
                        .b_panel = kSegment * 8, .c = s.partial, .c_stride = s.value_stride(), .m = s.rows,
                        .n = RoundUp(task.head_dim, 16), .k = num_keys},
-                      Weights(s) + static_cast<int64_t>(s.rows) * kWeightStride);
+                      {.a = Weights(s) + static_cast<int64_t>(s.rows) * kWeightStride});
   }
 };
 

@@ -6,6 +6,13 @@
 namespace plumbline {
 namespace {
 
+// What rounding to bf16 lost of A and B, laid out like them; null to leave out. Of (A + a)(B + b), a b is left out.
+struct Bf16Rest {
+  const uint16_t* a = nullptr;
+  const uint32_t* b = nullptr;
+  bool accumulate = false;  // add to C
+};
+
 struct AmxBf16 {
   static constexpr int kRowMultiple = 16;
 
@@ -21,17 +28,16 @@ struct AmxBf16 {
   }
   static void End() { _tile_release(); }
 
-  // With a_low, rows as far apart as those of A: (A + A_low) B, where A_low is what A's rounding lost.
-  static void Multiply(const Bf16Gemm& g, const uint16_t* a_low = nullptr) {
+  static void Multiply(const Bf16Gemm& g, const Bf16Rest& rest = {}) {
     asm volatile("" ::: "memory");  // the tile loads do not say that they read memory
     for (int column = 0; column < g.n; column += 32) {
       const bool wide = column + 32 <= g.n;
       for (int row = 0; row < g.m; row += 32) {
         const bool tall = row + 32 <= g.m;
         if (wide) {
-          tall ? Block<true, true>(g, a_low, row, column) : Block<false, true>(g, a_low, row, column);
+          tall ? Block<true, true>(g, rest, row, column) : Block<false, true>(g, rest, row, column);
         } else {
-          tall ? Block<true, false>(g, a_low, row, column) : Block<false, false>(g, a_low, row, column);
+          tall ? Block<true, false>(g, rest, row, column) : Block<false, false>(g, rest, row, column);
         }
       }
     }
@@ -41,31 +47,54 @@ struct AmxBf16 {
  private:
   // Tiles 0..3 sum (row half, column half) 00 01 10 11; 4 and 5 hold A, 6 and 7 hold B.
   template <bool kTall, bool kWide>
-  static void Block(const Bf16Gemm& g, const uint16_t* a_low, int row, int column) {
-    _tile_zero(0);
-    if constexpr (kWide) _tile_zero(1);
-    if constexpr (kTall) _tile_zero(2);
-    if constexpr (kTall && kWide) _tile_zero(3);
-    const int64_t a_bytes = g.a_stride * 2;
-    const uint32_t* b = g.b + column / 16 * g.b_panel;
-    for (int l = 0; l < g.k; l += 32) {
-      _tile_loadd(6, b + 8 * l, 64);
-      if constexpr (kWide) _tile_loadd(7, b + g.b_panel + 8 * l, 64);
-      Products<kTall, kWide>(g.a + row * g.a_stride + l, g.a_stride, a_bytes);
-      if (a_low != nullptr) Products<kTall, kWide>(a_low + row * g.a_stride + l, g.a_stride, a_bytes);
-    }
+  static void Block(const Bf16Gemm& g, const Bf16Rest& rest, int row, int column) {
     float* c = g.c + row * g.c_stride + column;
     const int64_t c_bytes = g.c_stride * 4;
+    if (rest.accumulate) {
+      _tile_loadd(0, c, c_bytes);
+      if constexpr (kWide) _tile_loadd(1, c + 16, c_bytes);
+      if constexpr (kTall) _tile_loadd(2, c + 16 * g.c_stride, c_bytes);
+      if constexpr (kTall && kWide) _tile_loadd(3, c + 16 * g.c_stride + 16, c_bytes);
+    } else {
+      _tile_zero(0);
+      if constexpr (kWide) _tile_zero(1);
+      if constexpr (kTall) _tile_zero(2);
+      if constexpr (kTall && kWide) _tile_zero(3);
+    }
+    const int64_t panel = column / 16 * g.b_panel;
+    for (int l = 0; l < g.k; l += 32) {
+      const uint16_t* a = g.a + row * g.a_stride + l;
+      LoadB<kWide>(g.b + panel + 8 * l, g.b_panel);
+      LoadA<kTall>(a, g.a_stride);
+      Products<kTall, kWide>();
+      if (rest.b != nullptr) {
+        LoadB<kWide>(rest.b + panel + 8 * l, g.b_panel);
+        Products<kTall, kWide>();
+        LoadB<kWide>(g.b + panel + 8 * l, g.b_panel);
+      }
+      if (rest.a != nullptr) {
+        LoadA<kTall>(rest.a + row * g.a_stride + l, g.a_stride);
+        Products<kTall, kWide>();
+      }
+    }
     _tile_stored(0, c, c_bytes);
     if constexpr (kWide) _tile_stored(1, c + 16, c_bytes);
     if constexpr (kTall) _tile_stored(2, c + 16 * g.c_stride, c_bytes);
     if constexpr (kTall && kWide) _tile_stored(3, c + 16 * g.c_stride + 16, c_bytes);
   }
 
+  template <bool kTall>
+  static void LoadA(const uint16_t* a, int64_t stride) {
+    _tile_loadd(4, a, stride * 2);
+    if constexpr (kTall) _tile_loadd(5, a + 16 * stride, stride * 2);
+  }
+  template <bool kWide>
+  static void LoadB(const uint32_t* b, int64_t panel) {
+    _tile_loadd(6, b, 64);
+    if constexpr (kWide) _tile_loadd(7, b + panel, 64);
+  }
   template <bool kTall, bool kWide>
-  static void Products(const uint16_t* a, int64_t a_stride, int64_t a_bytes) {
-    _tile_loadd(4, a, a_bytes);
-    if constexpr (kTall) _tile_loadd(5, a + 16 * a_stride, a_bytes);
+  static void Products() {
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kWide) _tile_dpbf16ps(1, 4, 7);
     if constexpr (kTall) _tile_dpbf16ps(2, 5, 6);

@@ -37,17 +37,26 @@ void CpuOps::DoGatedDeltaNet(const GatedDeltaNetArgs& args) {
   const int64_t channels = args.conv.dim(1), projection_stride = args.projection.dim(1);
   const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
   const auto kernel = kernels.delta_net[ActIndex(args.out.dtype())];
+  const int64_t num_sequences = args.sequences.num_sequences();
+  // Neighbouring heads share pages, so a task takes several, as long as their states fit the second-level cache and
+  // each thread has a few tasks.
+  constexpr int64_t kStateBytes = 1 << 20;
+  const int64_t by_cache = kStateBytes / (group * key_dim * value_dim * static_cast<int64_t>(sizeof(float)));
+  const int64_t by_threads = num_sequences * key_heads / (2 * pool_.num_threads());
+  const int64_t heads_per_task = std::clamp<int64_t>(std::min(by_cache, by_threads), 1, key_heads);
+  const int64_t blocks = (key_heads + heads_per_task - 1) / heads_per_task;
   const int64_t scratch = kernels.delta_net_scratch(static_cast<int>(key_dim), static_cast<int>(value_dim),
-                                                    static_cast<int>(group));
+                                                    static_cast<int>(heads_per_task * group));
   const int32_t* row_begin = args.sequences.row_begin.as<int32_t>();
-  pool_.ParallelFor(args.sequences.num_sequences() * key_heads, [&](int64_t task, int thread) {
-    const int64_t s = task / key_heads, key_head = task % key_heads, head = key_head * group;
+  pool_.ParallelFor(num_sequences * blocks, [&](int64_t task, int thread) {
+    const int64_t s = task / blocks, key_head = task % blocks * heads_per_task, head = key_head * group;
     const int64_t t = row_begin[s], slot = args.sequences.state_slot.as<int32_t>()[s];
     const float* conv = args.conv.as<float>() + t * channels;
     const float* z = args.projection.as<float>() + t * projection_stride + channels;
     kernel({.out = static_cast<std::byte*>(args.out.raw()) +
                    (t * heads + head) * value_dim * static_cast<int64_t>(SizeOf(args.out.dtype())),
             .out_stride = heads * value_dim,
+            .out_bytes = static_cast<int>(SizeOf(args.out.dtype())),
             .state = args.state.as<float>() + (slot * heads + head) * key_dim * value_dim,
             .q = conv + key_head * key_dim,
             .k = conv + (key_heads + key_head) * key_dim,
@@ -62,6 +71,7 @@ void CpuOps::DoGatedDeltaNet(const GatedDeltaNetArgs& args) {
             .norm = args.norm.as<float>(),
             .num_rows = row_begin[s + 1] - t,
             .num_prompt_rows = args.sequences.num_prompt_rows.as<int32_t>()[s],
+            .num_key_heads = static_cast<int>(std::min(heads_per_task, key_heads - key_head)),
             .group = static_cast<int>(group),
             .key_dim = static_cast<int>(key_dim),
             .value_dim = static_cast<int>(value_dim),

@@ -1,4 +1,4 @@
-// The gated delta rule for all rows of one sequence in the value heads of one key head (arXiv:2412.06464), in f32.
+// The gated delta rule for all rows of one sequence in some neighbouring heads (arXiv:2412.06464), in f32.
 // Prompt rows: the chunked form on kChunk rows. With G the running sum of log decays in the chunk, S the state before it:
 //   R = diag(beta) (V - diag(e^G) K S);  (I + M) X = R, M_ij = beta_i (k_i . k_j) e^(G_i - G_j) below the diagonal
 //   O = diag(e^G) Q S + (lower(Q K^T) . e^(G_i - G_j)) X;  S <- e^G_last S + K^T diag(e^(G_last - G)) X
@@ -21,8 +21,10 @@ inline constexpr int kChunkStride = kChunk + 16;
 
 // Rows are padded to a multiple of 16 floats, and by 16 more so that equal columns do not meet in one cache set.
 struct DeltaNetScratch {
-  DeltaNetScratch(float* memory, int key_dim, int value_dim, int group)
-      : key_stride(RoundUp(key_dim, 16) + 16), value_stride(RoundUp(value_dim, 16) + 16) {
+  DeltaNetScratch(float* memory, int key_dim, int value_dim, int num_heads)
+      : padded_key_dim(RoundUp(key_dim, 16)),
+        key_stride(padded_key_dim + 16),
+        value_stride(RoundUp(value_dim, 16) + 16) {
     int64_t used = 0;
     const auto take = [&](int64_t count) {
       float* at = memory + used;
@@ -31,30 +33,31 @@ struct DeltaNetScratch {
     };
     q = take(kChunk * key_stride);
     k = take(kChunk * key_stride);
-    k_transposed = take(int64_t{RoundUp(key_dim, 16)} * kChunkStride);
+    k_transposed = take(padded_key_dim * kChunkStride);
     kk = take(kChunk * kChunkStride);
     qk = take(kChunk * kChunkStride);
     weights = take(kChunk * kChunkStride);
     x = take(kChunk * value_stride);
     out = take(kChunk * value_stride);
-    states = take(group * key_dim * value_stride);
+    states = take(num_heads * state_size());
     decay = take(kChunk);
     decay_low = take(kChunk);
     beta = take(kChunk);
     num_floats = used;
   }
-  int64_t key_stride, value_stride;
+  int64_t padded_key_dim, key_stride, value_stride;
   float *q, *k;                    // [kChunk, key_stride] normalised
   float* k_transposed;             // [P, kChunkStride]
   float *kk, *qk, *weights;        // [kChunk, kChunkStride]: K K^T, Q K^T, and a masked, decayed copy of either
   float *x, *out;                  // [kChunk, value_stride]
-  float* states;                   // [group, P, value_stride]
+  float* states;                   // [value heads of the task, padded P, value_stride]
   float *decay, *decay_low, *beta; // [kChunk]: G as the sum of two floats
   int64_t num_floats;
+  int64_t state_size() const { return padded_key_dim * value_stride; }
 };
 
-inline int64_t DeltaNetScratchFloats(int key_dim, int value_dim, int group) {
-  return DeltaNetScratch(nullptr, key_dim, value_dim, group).num_floats;
+inline int64_t DeltaNetScratchFloats(int key_dim, int value_dim, int num_heads) {
+  return DeltaNetScratch(nullptr, key_dim, value_dim, num_heads).num_floats;
 }
 
 // y = x / sqrt(sum x^2 + 1e-6) * scale, zero up to the padding.
@@ -91,7 +94,7 @@ void GatedNorm(const DeltaNetTask& task, int64_t row, int head, const float* o) 
   }
 }
 
-// What the value heads of the chunk share: q, k and their products.
+// What the value heads of the chunk share: q, k and k transposed (zero up to the padding).
 template <typename Simd>
 void PrepareChunk(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count) {
   const int dim = task.key_dim, padded = RoundUp(dim, 16);
@@ -110,13 +113,6 @@ void PrepareChunk(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fi
       for (int j = 0; j < 16; ++j) Simd::Store(s.k_transposed + (p + j) * kChunkStride + i, lanes[j]);
     }
   }
-  SmallGemm product = {.a = s.k, .a_stride = s.key_stride, .b = s.k_transposed, .b_stride = kChunkStride,
-                       .c = s.kk, .c_stride = kChunkStride, .m = count, .n = RoundUp(count, 16), .k = dim,
-                       .c_is_lower = true};
-  Multiply<Simd>(product);
-  product.a = s.q;
-  product.c = s.qk;
-  Multiply<Simd>(product);
 }
 
 // weights[i][j] = (beta_i) products[i][j] e^(G_i - G_j) for j < i + diagonal, zero elsewhere in the lower tiles.
@@ -164,10 +160,54 @@ void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
   }
 }
 
-template <typename Simd, typename T>
+// The products of a chunk of `count` rows in f32.
+template <typename Simd>
+struct F32ChunkProducts {
+  static void Begin() {}
+  static void End() {}
+
+  // kk = K K^T, qk = Q K^T, on and below the diagonal.
+  static void KeyProducts(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+    SmallGemm product = {.a = s.k, .a_stride = s.key_stride, .b = s.k_transposed, .b_stride = kChunkStride,
+                         .c = s.kk, .c_stride = kChunkStride, .m = count, .n = RoundUp(count, 16),
+                         .k = task.key_dim, .c_is_lower = true};
+    Multiply<Simd>(product);
+    product.a = s.q;
+    product.c = s.qk;
+    Multiply<Simd>(product);
+  }
+  // x = K S, out = Q S; then S *= decay.
+  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count) {
+    SmallGemm read = {.a = s.k, .a_stride = s.key_stride, .b = state, .b_stride = s.value_stride, .c = s.x,
+                      .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = task.key_dim};
+    Multiply<Simd>(read);
+    read.a = s.q;
+    read.c = s.out;
+    Multiply<Simd>(read);
+    const auto factor = Simd::Set(decay);
+    for (int p = 0; p < task.key_dim; ++p) {
+      float* row = state + p * s.value_stride;
+      for (int c = 0; c < task.value_dim; c += 16) Simd::Store(row + c, Simd::Mul(factor, Simd::Load(row + c)));
+    }
+  }
+  // out += weights x
+  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+    Multiply<Simd>({.a = s.weights, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = s.out,
+                    .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = count,
+                    .c_scale = 1, .a_is_lower = true});
+  }
+  // S += K^T x
+  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count) {
+    Multiply<Simd>({.a = s.k_transposed, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = state,
+                    .c_stride = s.value_stride, .m = task.key_dim, .n = RoundUp(task.value_dim, 16), .k = count,
+                    .c_scale = 1});
+  }
+};
+
+template <typename Simd, typename T, typename Products>
 void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count, int head) {
   const int dim = task.value_dim, columns = RoundUp(dim, 16);
-  float* state = s.states + head * task.key_dim * s.value_stride;
+  float* state = s.states + head * s.state_size();
   double decay = 0;
   for (int i = 0; i < count; ++i) {
     decay += LogDecay(task, first + i, head);
@@ -175,12 +215,8 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
     s.decay_low[i] = static_cast<float>(decay - s.decay[i]);
     s.beta[i] = Beta(task, first + i, head);
   }
-  SmallGemm read = {.a = s.k, .a_stride = s.key_stride, .b = state, .b_stride = s.value_stride, .c = s.x,
-                    .c_stride = s.value_stride, .m = count, .n = columns, .k = task.key_dim};
-  Multiply<Simd>(read);
-  read.a = s.q;
-  read.c = s.out;
-  Multiply<Simd>(read);
+  const float last_decay = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])));
+  Products::ReadState(task, s, state, last_decay, count);
   for (int i = 0; i < count; ++i) {
     const float* v = task.v + (first + i) * task.conv_stride + head * dim;
     const auto beta = Simd::Set(s.beta[i]), decayed = Simd::Exp(Simd::Set(s.decay[i]));
@@ -194,8 +230,7 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
   DecayedWeights<Simd>(s, s.kk, s.beta, count, 0);
   SolveUnitLower<Simd>(s, count, columns);
   DecayedWeights<Simd>(s, s.qk, nullptr, count, 1);
-  Multiply<Simd>({.a = s.weights, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = s.out,
-                  .c_stride = s.value_stride, .m = count, .n = columns, .k = count, .c_scale = 1, .a_is_lower = true});
+  Products::AddValues(task, s, count);
   for (int i = 0; i < count; ++i) {
     GatedNorm<Simd, T>(task, first + i, head, s.out + i * s.value_stride);
     const float rest = (s.decay[count - 1] - s.decay[i]) + (s.decay_low[count - 1] - s.decay_low[i]);
@@ -203,19 +238,17 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
     float* x = s.x + i * s.value_stride;
     for (int c = 0; c < columns; c += 16) Simd::Store(x + c, Simd::Mul(factor, Simd::Load(x + c)));
   }
-  Multiply<Simd>({.a = s.k_transposed, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = state,
-                  .c_stride = s.value_stride, .m = task.key_dim, .n = columns, .k = count,
-                  .c_scale = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])))});
+  Products::UpdateState(task, s, state, count);
 }
 
-// Copies the states of the group into scratch (to_scratch) or back.
+// The states of the group, from the task into scratch and back.
 template <typename Simd>
 void LoadStates(const DeltaNetTask& task, const DeltaNetScratch& s) {
   for (int64_t row = 0; row < int64_t{task.group} * task.key_dim; ++row) {
+    float* to = s.states + row / task.key_dim * s.state_size() + row % task.key_dim * s.value_stride;
     for (int c = 0; c < task.value_dim; c += 16) {
       const int n = Least(16, task.value_dim - c);
-      Simd::Store(s.states + row * s.value_stride + c,
-                  task.fresh ? Simd::Zero() : Simd::LoadN(task.state + row * task.value_dim + c, n));
+      Simd::Store(to + c, task.fresh ? Simd::Zero() : Simd::LoadN(task.state + row * task.value_dim + c, n));
     }
   }
 }
@@ -223,9 +256,9 @@ void LoadStates(const DeltaNetTask& task, const DeltaNetScratch& s) {
 template <typename Simd>
 void StoreStates(const DeltaNetTask& task, const DeltaNetScratch& s) {
   for (int64_t row = 0; row < int64_t{task.group} * task.key_dim; ++row) {
+    const float* from = s.states + row / task.key_dim * s.state_size() + row % task.key_dim * s.value_stride;
     for (int c = 0; c < task.value_dim; c += 16) {
-      Simd::StoreN(task.state + row * task.value_dim + c, Simd::Load(s.states + row * s.value_stride + c),
-                   Least(16, task.value_dim - c));
+      Simd::StoreN(task.state + row * task.value_dim + c, Simd::Load(from + c), Least(16, task.value_dim - c));
     }
   }
 }
@@ -304,24 +337,61 @@ void RecurrentStep(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t r
   }
 }
 
-template <typename Simd, typename T>
+// The part of a task that belongs to its key head h.
+inline DeltaNetTask TaskOfKeyHead(DeltaNetTask task, int h) {
+  const int64_t head = static_cast<int64_t>(h) * task.group, values = head * task.value_dim;
+  task.out = static_cast<char*>(task.out) + values * task.out_bytes;
+  task.state += values * task.key_dim;
+  task.q += h * task.key_dim;
+  task.k += h * task.key_dim;
+  task.v += values;
+  task.z += values;
+  task.b += head;
+  task.a += head;
+  task.a_log += head;
+  task.dt_bias += head;
+  return task;
+}
+
+template <typename Simd, typename T, typename Products>
+void PromptRows(const DeltaNetTask& task, const DeltaNetScratch& scratch) {
+  Products::Begin();
+  const auto scratch_of = [&](int h) {
+    DeltaNetScratch s = scratch;
+    s.states += h * task.group * s.state_size();
+    return s;
+  };
+  for (int h = 0; h < task.num_key_heads; ++h) LoadStates<Simd>(TaskOfKeyHead(task, h), scratch_of(h));
+  for (int64_t first = 0; first < task.num_prompt_rows; first += kChunk) {
+    const int64_t rest = task.num_prompt_rows - first;
+    const int count = rest < kChunk ? static_cast<int>(rest) : kChunk;
+    // The heads of a row lie side by side: taking all of them at a chunk touches each page once.
+    for (int h = 0; h < task.num_key_heads; ++h) {
+      const DeltaNetTask part = TaskOfKeyHead(task, h);
+      const DeltaNetScratch s = scratch_of(h);
+      PrepareChunk<Simd>(part, s, first, count);
+      Products::KeyProducts(part, s, count);
+      for (int head = 0; head < task.group; ++head) ChunkOfHead<Simd, T, Products>(part, s, first, count, head);
+    }
+  }
+  for (int h = 0; h < task.num_key_heads; ++h) StoreStates<Simd>(TaskOfKeyHead(task, h), scratch_of(h));
+  Products::End();
+}
+
+template <typename Simd, typename T, typename Products = F32ChunkProducts<Simd>>
 void DeltaNetKernel(const DeltaNetTask& task) {
   const FlushSubnormals flush;
-  const DeltaNetScratch s(task.scratch, task.key_dim, task.value_dim, task.group);
+  const DeltaNetScratch s(task.scratch, task.key_dim, task.value_dim, task.num_key_heads * task.group);
   if (task.num_prompt_rows > 0) {
-    LoadStates<Simd>(task, s);
-    for (int64_t first = 0; first < task.num_prompt_rows; first += kChunk) {
-      const int64_t rest = task.num_prompt_rows - first;
-      const int count = rest < kChunk ? static_cast<int>(rest) : kChunk;
-      PrepareChunk<Simd>(task, s, first, count);
-      for (int head = 0; head < task.group; ++head) ChunkOfHead<Simd, T>(task, s, first, count, head);
-    }
-    StoreStates<Simd>(task, s);
+    PromptRows<Simd, T, Products>(task, s);
   } else if (task.fresh) {
-    const int64_t size = static_cast<int64_t>(task.group) * task.key_dim * task.value_dim;
+    const int64_t size = static_cast<int64_t>(task.num_key_heads) * task.group * task.key_dim * task.value_dim;
     for (int64_t i = 0; i < size; ++i) task.state[i] = 0;
   }
-  for (int64_t row = task.num_prompt_rows; row < task.num_rows; ++row) RecurrentStep<Simd, T>(task, s, row);
+  for (int h = 0; h < task.num_key_heads; ++h) {
+    const DeltaNetTask part = TaskOfKeyHead(task, h);
+    for (int64_t row = task.num_prompt_rows; row < task.num_rows; ++row) RecurrentStep<Simd, T>(part, s, row);
+  }
 }
 
 }  // namespace

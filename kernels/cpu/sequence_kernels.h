@@ -79,24 +79,25 @@ struct ConvTask {
 inline constexpr int kMaxConvWidth = 8;
 inline constexpr int kMaxConvChannels = 256;
 
-// All rows of one sequence in the value heads of one key head.
+// All rows of one sequence in num_key_heads neighbouring key heads and their value heads, `group` for each.
 struct DeltaNetTask {
-  void* out;                // this group's first value head, rows out_stride elements apart
+  void* out;                // the first value head, rows out_stride elements of out_bytes apart
   int64_t out_stride;       // Hv * Q
-  float* state;             // [group, P, Q]
-  const float* q;           // rows conv_stride apart: [P]
-  const float* k;           // [P]
-  const float* v;           // [group, Q]
+  int out_bytes;
+  float* state;             // [value heads, P, Q]
+  const float* q;           // rows conv_stride apart: [key heads, P]
+  const float* k;           // [key heads, P]
+  const float* v;           // [value heads, Q]
   int64_t conv_stride;
-  const float* z;           // rows projection_stride apart: [group, Q]
-  const float* b;           // [group]
-  const float* a;           // [group]
+  const float* z;           // rows projection_stride apart: [value heads, Q]
+  const float* b;           // [value heads]
+  const float* a;           // [value heads]
   int64_t projection_stride;
-  const float* a_log;       // [group]
-  const float* dt_bias;     // [group]
+  const float* a_log;       // [value heads]
+  const float* dt_bias;     // [value heads]
   const float* norm;        // [Q]
   int64_t num_rows, num_prompt_rows;
-  int group, key_dim, value_dim;
+  int num_key_heads, group, key_dim, value_dim;
   float eps;
   bool sigmoid_gate;        // else SiLU
   bool fresh;
@@ -111,7 +112,7 @@ struct SequenceKernels {
   int64_t (*attention_scratch_bytes)(int num_rows, int head_dim);
   void (*attention[kNumActTypes])(const AttentionTask& task);
   void (*causal_conv[kNumActTypes])(const ConvTask& task);
-  int64_t (*delta_net_scratch)(int key_dim, int value_dim, int group);
+  int64_t (*delta_net_scratch)(int key_dim, int value_dim, int num_value_heads);
   void (*delta_net[kNumActTypes])(const DeltaNetTask& task);
   float (*max_of_row)(const float* x, int64_t n);
 };

@@ -1,7 +1,7 @@
 #include "kernels/cpu/attention_kernel.h"
 #include "kernels/cpu/bf16_attention_amx.h"
 #include "kernels/cpu/conv_kernel.h"
-#include "kernels/cpu/delta_net_kernel.h"
+#include "kernels/cpu/delta_net_amx.h"
 #include "kernels/cpu/row_kernels.h"
 #include "kernels/cpu/sequence_kernels.h"
 #include "kernels/cpu/lanes16_avx512.h"
@@ -18,8 +18,9 @@ const SequenceKernels kAmxSequenceKernels = {
                   AttentionKernel<Avx512Lanes, Bf16, AmxProducts>,
                   AttentionKernel<Avx512Lanes, F16, F32Products<Avx512Lanes, F16>>},
     .causal_conv = {ConvKernel<Avx512Lanes, float>, ConvKernel<Avx512Lanes, Bf16>, ConvKernel<Avx512Lanes, F16>},
-    .delta_net_scratch = DeltaNetScratchFloats,
-    .delta_net = {DeltaNetKernel<Avx512Lanes, float>, DeltaNetKernel<Avx512Lanes, Bf16>, DeltaNetKernel<Avx512Lanes, F16>},
+    .delta_net_scratch = AmxChunkProducts::ScratchFloats,
+    .delta_net = {DeltaNetKernel<Avx512Lanes, float>, DeltaNetKernel<Avx512Lanes, Bf16, AmxChunkProducts>,
+                  DeltaNetKernel<Avx512Lanes, F16, AmxChunkProducts>},
     .max_of_row = MaxOfRow<Avx512Lanes>,
 };
 

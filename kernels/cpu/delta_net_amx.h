@@ -1,0 +1,174 @@
+// The products of the chunked delta rule on AMX tiles. Every operand is the sum of two bf16 numbers (16 bits of it); the
+// product of the two small parts is left out. Sums and the state stay f32.
+#pragma once
+
+#include "kernels/cpu/bf16_gemm_amx.h"
+#include "kernels/cpu/delta_net_kernel.h"
+#include "kernels/cpu/lanes16_avx512.h"
+
+namespace plumbline {
+namespace {
+
+// Two bf16 matrices of the same layout: the rounded values, and what that rounding lost.
+template <typename T>
+struct Split {
+  T* high;
+  T* low;
+};
+
+struct AmxChunkProducts {
+  using Simd = Avx512Lanes;
+
+  // In the task's scratch, behind DeltaNetScratch.
+  struct Scratch {
+    Scratch(float* memory, int key_dim, int value_dim)
+        : keys(RoundUp(key_dim, 32)), padded_keys(RoundUp(key_dim, 16)), values(RoundUp(value_dim, 16)) {
+      float* at = memory;
+      const auto take = [&]<typename T>(Split<T>& split, int64_t num_bf16) {
+        split.high = reinterpret_cast<T*>(at);
+        at += RoundUp(num_bf16 / 2, 16);
+        split.low = reinterpret_cast<T*>(at);
+        at += RoundUp(num_bf16 / 2, 16);
+      };
+      take(q, kChunk * keys);
+      take(k, kChunk * keys);
+      take(k_transposed, padded_keys * kChunk);
+      take(weights, kChunk * kChunk);
+      take(k_panels, kChunk * keys);
+      take(state_panels, keys * values);
+      take(x_panels, kChunk * values);
+      num_floats = at - memory;
+    }
+    int keys, padded_keys, values;            // padded P (to 32 and 16) and Q
+    Split<uint16_t> q, k;                     // [kChunk, keys]
+    Split<uint16_t> k_transposed;             // [padded_keys, kChunk]
+    Split<uint16_t> weights;                  // [kChunk, kChunk]
+    Split<uint32_t> k_panels;                 // K^T in panels of 16 rows of K
+    Split<uint32_t> state_panels, x_panels;   // S and x in panels of 16 columns
+    int64_t num_floats;
+  };
+
+  static int64_t ScratchFloats(int key_dim, int value_dim, int num_heads) {
+    return DeltaNetScratchFloats(key_dim, value_dim, num_heads) + Scratch(nullptr, key_dim, value_dim).num_floats;
+  }
+  static Scratch Behind(const DeltaNetTask& task, const DeltaNetScratch& s) {
+    return Scratch(task.scratch + s.num_floats, task.key_dim, task.value_dim);
+  }
+
+  static void Begin() { AmxBf16::Begin(); }
+  static void End() { AmxBf16::End(); }
+
+  static void KeyProducts(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+    const Scratch split = Behind(task, s);
+    const int rows = RoundUp(count, 16), columns = RoundUp(task.key_dim, 16);
+    for (int i = 0; i < rows; ++i) {
+      const int valid = i < count ? columns : 0;
+      SplitRow(split.q, i * split.keys, s.q + i * s.key_stride, valid, split.keys);
+      SplitRow(split.k, i * split.keys, s.k + i * s.key_stride, valid, split.keys);
+    }
+    for (int p = 0; p < split.padded_keys; ++p) {
+      SplitRow(split.k_transposed, p * kChunk, s.k_transposed + p * kChunkStride, rows, RoundUp(count, 32));
+    }
+    Transpose(split.k_panels.high, split.k.high, rows, split.keys);
+    Transpose(split.k_panels.low, split.k.low, rows, split.keys);
+    for (const bool is_key : {true, false}) {
+      const Split<uint16_t>& a = is_key ? split.k : split.q;
+      AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.k_panels.high, .b_panel = 8 * split.keys,
+                         .c = is_key ? s.kk : s.qk, .c_stride = kChunkStride, .m = rows, .n = rows, .k = split.keys},
+                        {.a = a.low, .b = split.k_panels.low});
+    }
+  }
+
+  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count) {
+    const Scratch split = Behind(task, s);
+    SplitPanels(split.state_panels, 8 * split.keys, {state, s.value_stride, task.key_dim, split.keys, split.values});
+    const __m512 factor = _mm512_set1_ps(decay);
+    for (int p = 0; p < task.key_dim; ++p) {
+      float* row = state + p * s.value_stride;
+      for (int c = 0; c < split.values; c += 16) Simd::Store(row + c, Simd::Mul(factor, Simd::Load(row + c)));
+    }
+    for (const bool is_key : {true, false}) {
+      const Split<uint16_t>& a = is_key ? split.k : split.q;
+      AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.state_panels.high,
+                         .b_panel = 8 * split.keys, .c = is_key ? s.x : s.out, .c_stride = s.value_stride,
+                         .m = RoundUp(count, 16), .n = split.values, .k = split.keys},
+                        {.a = a.low, .b = split.state_panels.low});
+    }
+  }
+
+  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+    const Scratch split = Behind(task, s);
+    const int rows = RoundUp(count, 16), depth = RoundUp(count, 32);
+    for (int i = 0; i < rows; ++i) {
+      SplitRow(split.weights, i * kChunk, s.weights + i * kChunkStride, i < count ? rows : 0, depth);
+    }
+    SplitPanels(split.x_panels, 8 * kChunk, {s.x, s.value_stride, count, depth, split.values});
+    AmxBf16::Multiply({.a = split.weights.high, .a_stride = kChunk, .b = split.x_panels.high, .b_panel = 8 * kChunk,
+                       .c = s.out, .c_stride = s.value_stride, .m = rows, .n = split.values, .k = depth},
+                      {.a = split.weights.low, .b = split.x_panels.low, .accumulate = true});
+  }
+
+  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count) {
+    const Scratch split = Behind(task, s);
+    const int depth = RoundUp(count, 32);
+    SplitPanels(split.x_panels, 8 * kChunk, {s.x, s.value_stride, count, depth, split.values});
+    AmxBf16::Multiply({.a = split.k_transposed.high, .a_stride = kChunk, .b = split.x_panels.high,
+                       .b_panel = 8 * kChunk, .c = state, .c_stride = s.value_stride, .m = split.padded_keys,
+                       .n = split.values, .k = depth},
+                      {.a = split.k_transposed.low, .b = split.x_panels.low, .accumulate = true});
+  }
+
+ private:
+  // Row `to` of a split matrix: `valid` elements of x, zeros up to `padded`; both multiples of 16.
+  static void SplitRow(const Split<uint16_t>& split, int64_t to, const float* x, int valid, int padded) {
+    for (int i = 0; i < padded; i += 16) {
+      const __m512 value = i < valid ? _mm512_loadu_ps(x + i) : _mm512_setzero_ps();
+      const __m256i high = (__m256i)_mm512_cvtneps_pbh(value);
+      const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(value, Widen(high)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.high + to + i), high);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.low + to + i), low);
+    }
+  }
+  // Panels (Bf16Gemm::b) of a matrix: `valid` rows of x, zeros up to `padded` rows.
+  struct PanelSource {
+    const float* x;
+    int64_t stride;
+    int valid, padded, columns;
+  };
+  static void SplitPanels(const Split<uint32_t>& split, int64_t panel, const PanelSource& source) {
+    const float* x = source.x;
+    const int64_t stride = source.stride;
+    const int valid = source.valid;
+    for (int l = 0; l < source.padded; l += 2) {
+      for (int c = 0; c < source.columns; c += 16) {
+        const __m512 even = l < valid ? _mm512_loadu_ps(x + l * stride + c) : _mm512_setzero_ps();
+        const __m512 odd = l + 1 < valid ? _mm512_loadu_ps(x + (l + 1) * stride + c) : _mm512_setzero_ps();
+        const __m256i even_high = (__m256i)_mm512_cvtneps_pbh(even), odd_high = (__m256i)_mm512_cvtneps_pbh(odd);
+        const int64_t at = c / 16 * panel + 8 * l;
+        _mm512_storeu_si512(split.high + at, Pairs(even_high, odd_high));
+        _mm512_storeu_si512(split.low + at, Pairs((__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(even, Widen(even_high))),
+                                                  (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(odd, Widen(odd_high)))));
+      }
+    }
+  }
+  // Panels of the transpose of a bf16 matrix [rows, columns].
+  static void Transpose(uint32_t* panels, const uint16_t* x, int rows, int columns) {
+    for (int i = 0; i < rows; i += 16) {
+      for (int l = 0; l < columns; l += 32) {
+        __m512 lanes[16];
+        for (int j = 0; j < 16; ++j) lanes[j] = _mm512_loadu_ps(x + (i + j) * columns + l);
+        Simd::Transpose(lanes);
+        for (int j = 0; j < 16; ++j) _mm512_storeu_ps(panels + i * columns / 2 + (l / 2 + j) * 16, lanes[j]);
+      }
+    }
+  }
+  static __m512 Widen(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static __m512i Pairs(__m256i even, __m256i odd) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+  }
+};
+
+}  // namespace
+}  // namespace plumbline
