@@ -2,6 +2,7 @@
 // arrivals, cancellations, lost clusters, caches too small for all. Every stream gets the tokens it
 // would have had, once, and ends once.
 #include <memory>
+#include <mutex>
 #include <random>
 #include <thread>
 #include <vector>
@@ -62,7 +63,7 @@ void RunSeed(uint32_t seed, Totals& totals) {
   EXPECT_THAT(runner.problems(), IsEmpty());
   for (int i = 0; i < num_requests; ++i) {
     Collected& got = collected[i];
-    absl::MutexLock lock(&got.mutex);
+    std::lock_guard lock(got.mutex);
     ASSERT_EQ(got.num_ends, 1);
     EXPECT_EQ(got.num_after_end, 0);
     EXPECT_LE(got.num_prompt_deliveries, 1);

@@ -109,7 +109,7 @@ TEST(EngineTest, CancelFreesTheSequenceAndForgetsItsHandle) {
   const uint64_t handle = *engine->Submit(Prompt(10, 10), collected.Sink());
   EXPECT_TRUE(Eventually([&] { return engine->Stats().blocks_used == 1; }));
   engine->Cancel(handle);
-  collected.done.WaitForNotification();
+  ASSERT_TRUE(collected.Wait());
   EXPECT_EQ(collected.all.status.code(), absl::StatusCode::kCancelled);
   EXPECT_TRUE(Eventually([&] { return engine->Stats().blocks_used == 0; }));
   engine->Cancel(handle);
@@ -143,7 +143,7 @@ TEST(EngineTest, ASinkMaySubmitAndCancel) {
     ASSERT_TRUE(engine->Submit(Prompt(5, 4), second.Sink()).ok());
   });
   ASSERT_TRUE(first.ok());
-  ASSERT_TRUE(second.done.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  ASSERT_TRUE(second.Wait());
   EXPECT_EQ(second.all.tokens, Undisturbed(Prompt(5, 4), 4).tokens);
 }
 
@@ -185,8 +185,8 @@ TEST(EngineTest, ARequestOlderThanTheClusterIsMeasuredWhenItComes) {
   ASSERT_TRUE(engine->Submit(Prompt(200, 5), too_large.Sink()).ok());
   ASSERT_TRUE(engine->Submit(Prompt(20, 5), right.Sink()).ok());
   runner.Announce(1);
-  too_large.done.WaitForNotification();
-  right.done.WaitForNotification();
+  ASSERT_TRUE(too_large.Wait());
+  ASSERT_TRUE(right.Wait());
   EXPECT_EQ(too_large.all.status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(right.all.tokens.size(), 5);
 }
@@ -231,7 +231,7 @@ TEST(EngineTest, AClusterLostForGoodEndsAllAndRefusesMore) {
   Collected collected;
   ASSERT_TRUE(engine->Submit(Prompt(5, 5), collected.Sink()).ok());
   runner.Tell(RunnerLost{.epoch = 1, .reason = absl::InternalError("rank 3 burnt"), .fatal = true});
-  collected.done.WaitForNotification();
+  ASSERT_TRUE(collected.Wait());
   EXPECT_EQ(collected.all.finish, FinishReason::kError);
   EXPECT_EQ(collected.all.status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(collected.all.status.message()), HasSubstr("rank 3 burnt"));

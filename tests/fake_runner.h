@@ -2,17 +2,18 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "coordinator/engine/engine.h"
 #include "gtest/gtest.h"
@@ -71,25 +72,26 @@ class ThreadedRunner : public StepRunner {
     thread_ = std::thread([this] { Run(); });
   }
   void Submit(StepPlan plan) override {
-    absl::MutexLock lock(&mutex_);
-    if (plan.epoch == epoch_) steps_.push_back(std::move(plan));
+    std::lock_guard lock(mutex_);
+    if (plan.epoch != epoch_) return;
+    steps_.push_back(std::move(plan));
+    work_came_.notify_one();
   }
   void Stop() override {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       stopping_ = true;
+      work_came_.notify_one();
     }
     if (thread_.joinable()) thread_.join();
   }
 
   std::vector<std::string> problems() {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     return problems_;
   }
 
  private:
-  bool HasWork() const { return stopping_ || !steps_.empty(); }
-
   void Run() {
     while (NewEpoch()) {
       FakeCluster cluster(capacity_);
@@ -99,7 +101,7 @@ class ThreadedRunner : public StepRunner {
         last = cluster.Run(*plan);
         listener_(*last);
       }
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       problems_.insert(problems_.end(), cluster.problems().begin(), cluster.problems().end());
       if (last) stale_ = last;
     }
@@ -109,7 +111,7 @@ class ThreadedRunner : public StepRunner {
     uint64_t epoch;
     std::optional<StepResult> stale;
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       if (stopping_) return false;
       steps_.clear();
       epoch = ++epoch_;
@@ -122,8 +124,8 @@ class ThreadedRunner : public StepRunner {
   }
 
   std::optional<StepPlan> Next() {
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(this, &ThreadedRunner::HasWork));
+    std::unique_lock lock(mutex_);
+    work_came_.wait(lock, [this] { return stopping_ || !steps_.empty(); });
     if (stopping_) return std::nullopt;
     if (static_cast<int>(steps_.size()) > capacity_.pipeline_stages) {
       problems_.push_back("too many steps in flight");
@@ -137,7 +139,8 @@ class ThreadedRunner : public StepRunner {
   std::mt19937 random_;
   const uint32_t loss_per_mille_;
   std::function<void(RunnerEvent)> listener_;
-  absl::Mutex mutex_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable work_came_;
   uint64_t epoch_ = 0;
   std::deque<StepPlan> steps_;
   std::optional<StepResult> stale_;
@@ -158,17 +161,23 @@ inline GenerationRequest Prompt(int64_t num_prompt, int64_t max_tokens, uint64_t
 
 // Everything a sink was given.
 struct Collected {
-  absl::Mutex mutex;
+  std::mutex mutex;
+  std::condition_variable ended;
   GenerationOutput all;
   int num_outputs = 0;
   int num_ends = 0;
   int num_prompt_deliveries = 0;
   int num_after_end = 0;
-  absl::Notification done;
+
+  // False when no end came in time.
+  bool Wait() {
+    std::unique_lock lock(mutex);
+    return ended.wait_for(lock, std::chrono::seconds(20), [this] { return num_ends > 0; });
+  }
 
   Engine::Sink Sink() {
     return [this](GenerationOutput output) {
-      absl::MutexLock lock(&mutex);
+      std::lock_guard lock(mutex);
       ++num_outputs;
       num_after_end += num_ends;
       all.text += output.text;
@@ -183,7 +192,8 @@ struct Collected {
       all.finish = output.finish;
       all.status = output.status;
       all.stop_match = output.stop_match;
-      if (num_ends++ == 0) done.Notify();
+      ++num_ends;
+      ended.notify_all();
     };
   }
 };
@@ -195,7 +205,7 @@ inline GenerationOutput RunOne(Engine& engine, GenerationRequest request) {
     ADD_FAILURE() << handle.status();
     return {};
   }
-  if (!collected.done.WaitForNotificationWithTimeout(absl::Seconds(20))) {
+  if (!collected.Wait()) {
     ADD_FAILURE() << "the request does not end";
     std::abort();  // its sink is on this stack
   }

@@ -1,18 +1,19 @@
 #include "coordinator/engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "coordinator/engine/active_request.h"
 #include "coordinator/engine/scheduler.h"
@@ -21,10 +22,18 @@
 namespace plumbline {
 namespace {
 
+constexpr absl::Duration kLongestWait = absl::Hours(24 * 365);
+
 absl::Status DoesNotFit(const Sequence& sequence, const ClusterCapacity& capacity) {
   return absl::InvalidArgumentError(
       absl::StrCat("prompt and max_tokens need a cache of ", sequence.max_cached(),
                    " tokens; this cluster's holds ", capacity.num_blocks * kGridTokens));
+}
+
+// absl's infinite times overflow in a condition variable.
+std::chrono::system_clock::time_point WakeTime(absl::Time time) {
+  const absl::Time now = absl::Now();
+  return absl::ToChronoTime(std::clamp(time, now - absl::Hours(1), now + kLongestWait));
 }
 
 class EngineImpl final : public Engine {
@@ -39,15 +48,17 @@ class EngineImpl final : public Engine {
     thread_ = std::thread([this] { Run(); });
     // The listener only leaves mail: it may be called from within Submit, on the engine thread.
     runner_.Start([this](RunnerEvent event) {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       inbox_.events.push_back(std::move(event));
+      mail_came_.notify_one();
     });
   }
 
   ~EngineImpl() override {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard lock(mutex_);
       stopping_ = true;
+      mail_came_.notify_one();
     }
     thread_.join();
     runner_.Stop();
@@ -66,9 +77,8 @@ class EngineImpl final : public Engine {
     bool empty() const { return submitted.empty() && cancelled.empty() && events.empty(); }
   };
 
-  absl::Status Admissible(const Sequence& sequence) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool HasMail() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopping_ || !inbox_.empty(); }
-  bool IsIdle() const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return live_.empty(); }
+  // REQUIRES: mutex_ is held.
+  absl::Status Admissible(const Sequence& sequence);
 
   // The rest runs on the engine thread.
   void Run();
@@ -95,24 +105,25 @@ class EngineImpl final : public Engine {
   std::optional<uint64_t> epoch_;                                     // of the latest cluster
   std::optional<ClusterCapacity> cluster_;                            // empty while there is none
 
-  mutable absl::Mutex mutex_;
-  Inbox inbox_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_set<uint64_t> live_
-      ABSL_GUARDED_BY(mutex_);  // accepted, last output not yet given
-  uint64_t next_handle_ ABSL_GUARDED_BY(mutex_) = 1;
-  std::optional<ClusterCapacity> capacity_ ABSL_GUARDED_BY(mutex_);  // of the latest cluster
-  absl::Status fatal_ ABSL_GUARDED_BY(mutex_);                       // no cluster will come back
-  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  EngineStats stats_ ABSL_GUARDED_BY(mutex_);
-  absl::Time last_progress_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable mail_came_;
+  std::condition_variable went_idle_;
+  Inbox inbox_;
+  absl::flat_hash_set<uint64_t> live_;  // accepted, last output not yet given
+  uint64_t next_handle_ = 1;
+  std::optional<ClusterCapacity> capacity_;  // of the latest cluster
+  absl::Status fatal_;                       // no cluster will come back
+  bool draining_ = false;
+  bool stopping_ = false;
+  EngineStats stats_;
+  absl::Time last_progress_ = absl::InfinitePast();
 
   std::thread thread_;
 };
 
 absl::StatusOr<uint64_t> EngineImpl::Submit(GenerationRequest request, Sink sink) {
   absl::Status status = CheckRequest(request, options_, tokenizer_);
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   if (status.ok()) {
     auto active = std::make_unique<ActiveRequest>(next_handle_, std::move(request), std::move(sink),
                                                   options_, tokenizer_);
@@ -121,6 +132,7 @@ absl::StatusOr<uint64_t> EngineImpl::Submit(GenerationRequest request, Sink sink
       if (live_.empty()) last_progress_ = absl::Now();
       live_.insert(next_handle_);
       inbox_.submitted.push_back(std::move(active));
+      mail_came_.notify_one();
       ++stats_.requests_accepted;
       return next_handle_++;
     }
@@ -145,18 +157,20 @@ absl::Status EngineImpl::Admissible(const Sequence& sequence) {
 }
 
 void EngineImpl::Cancel(uint64_t handle) {
-  absl::MutexLock lock(&mutex_);
-  if (live_.contains(handle)) inbox_.cancelled.insert(handle);
+  std::lock_guard lock(mutex_);
+  if (!live_.contains(handle)) return;
+  inbox_.cancelled.insert(handle);
+  mail_came_.notify_one();
 }
 
 bool EngineImpl::Drain(absl::Time deadline) {
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock lock(mutex_);
   draining_ = true;
-  return mutex_.AwaitWithDeadline(absl::Condition(this, &EngineImpl::IsIdle), deadline);
+  return went_idle_.wait_until(lock, WakeTime(deadline), [this] { return live_.empty(); });
 }
 
 EngineStats EngineImpl::Stats() const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
   stats.queued = static_cast<int64_t>(live_.size()) - stats.running;
   stats.draining = draining_;
@@ -168,9 +182,9 @@ void EngineImpl::Run() {
   while (true) {
     Inbox inbox;
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.AwaitWithDeadline(absl::Condition(this, &EngineImpl::HasMail),
-                               scheduler_.NextDeadline());
+      std::unique_lock lock(mutex_);
+      mail_came_.wait_until(lock, WakeTime(scheduler_.NextDeadline()),
+                            [this] { return stopping_ || !inbox_.empty(); });
       inbox = std::exchange(inbox_, {});
       if (stopping_) {
         for (auto& request : inbox.submitted) {
@@ -198,7 +212,7 @@ void EngineImpl::Accept(std::unique_ptr<ActiveRequest> request) {
   // The cluster may have come or gone between Submit and here.
   absl::Status status;
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     status = fatal_;
   }
   if (status.ok() && cluster_ && !Scheduler::Fits(*cluster_, accepted.sequence().max_cached())) {
@@ -224,7 +238,7 @@ void EngineImpl::Handle(const RunnerReady& ready) {
   epoch_ = ready.epoch;
   cluster_ = ready.capacity;
   scheduler_.Reset(ready.epoch, ready.capacity);
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   capacity_ = ready.capacity;
   last_progress_ = absl::Now();
 }
@@ -236,7 +250,7 @@ void EngineImpl::Handle(const RunnerLost& lost) {
   const absl::Status reason =
       absl::UnavailableError(absl::StrCat("the cluster is gone: ", lost.reason.message()));
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     fatal_ = reason;
   }
   EndAll(FinishReason::kError, reason);
@@ -245,7 +259,7 @@ void EngineImpl::Handle(const RunnerLost& lost) {
 void EngineImpl::LoseCaches() {
   cluster_.reset();
   const int64_t num_lost = scheduler_.Lose();
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   stats_.replays += num_lost;
 }
 
@@ -255,7 +269,7 @@ void EngineImpl::Handle(StepResult& result) {
   if (rows.empty())
     return;  // not a step of ours; the runner's own deadline finds one that never comes
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     last_progress_ = absl::Now();
     ++stats_.steps;
     for (const ScheduledRows& row : rows) {
@@ -310,7 +324,7 @@ void EngineImpl::End(ActiveRequest& request, GenerationOutput output) {
   const FinishReason finish = output.finish;
   scheduler_.Remove(&request.sequence());
   {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard lock(mutex_);
     stats_.running = scheduler_.num_running();
     if (finish == FinishReason::kCancelled) {
       ++stats_.requests_cancelled;
@@ -322,8 +336,9 @@ void EngineImpl::End(ActiveRequest& request, GenerationOutput output) {
   }
   request.Deliver(std::move(output));
   active_.erase(id);
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   live_.erase(id);  // only now: Drain returns when every last output has been given
+  if (live_.empty()) went_idle_.notify_all();
 }
 
 void EngineImpl::EndWith(ActiveRequest& request, FinishReason finish, absl::Status status) {
@@ -339,7 +354,7 @@ void EngineImpl::EndAll(FinishReason finish, const absl::Status& status) {
 
 void EngineImpl::PublishStats() {
   const BlockManager& blocks = scheduler_.blocks();
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard lock(mutex_);
   stats_.running = scheduler_.num_running();
   stats_.blocks_total = blocks.num_blocks();
   stats_.blocks_used = blocks.num_blocks() - blocks.num_free_blocks();
