@@ -99,11 +99,11 @@ TEST_P(LinearParity, RowsKeepTheirBitsInAnyBatch) {
       x, [&](const Matrix& rows) { return rows.rows > 16 ? linear.Run(rows) : other.Run(rows); }));
 }
 
-// Long enough that the sum is continued over several chunks of k.
+// Long enough that sums continue over several chunks of k, and rows over several blocks of rows.
 TEST_P(LinearParity, LongSumsKeepTheirBitsInAnyBatch) {
   const LinearShape shape{.n = 40, .k = 1500, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 9);
-  const Matrix x = RandomMatrix(dtype(), 130, shape.k, 10);
+  const Matrix x = RandomMatrix(dtype(), 530, shape.k, 10);
   const LinearCase linear = MakeCase(backend_, shape, {weight});
   EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return linear.Run(rows); }));
 }

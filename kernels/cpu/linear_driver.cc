@@ -220,10 +220,13 @@ void StoreGated(const LinearTable& table, const ProductTile& tile, const float* 
   }
 }
 
+int64_t MaxRowsPerBlock(const LinearKernel& kernel) {
+  return kMaxRowsPerBlock / kernel.format.tile_rows * kernel.format.tile_rows;
+}
+
 ProductGrid::ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows,
                          int num_threads)
-    : num_rows(num_rows), num_blocks(layout.num_blocks()) {
-  rows_per_block = kMaxRowsPerBlock / kernel.format.tile_rows * kernel.format.tile_rows;
+    : num_rows(num_rows), num_blocks(layout.num_blocks()), rows_per_block(MaxRowsPerBlock(kernel)) {
   // Several tasks per thread even out threads that were held up.
   blocks_per_group = std::clamp<int64_t>(num_blocks / (4 * num_threads), 1, kMaxBlocksPerGroup);
   num_row_blocks = (num_rows + rows_per_block - 1) / rows_per_block;

@@ -59,6 +59,10 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
 void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums,
                 std::byte* out);
 
+// Rows whose activations stay in the cache while the columns pass; a multiple of the kernel's
+// tile_rows.
+int64_t MaxRowsPerBlock(const LinearKernel& kernel);
+
 // How an op is cut into tasks: by columns first, so that every thread streams its own part of the
 // weight once; rows in blocks whose activations stay in the cache.
 struct ProductGrid {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/linear_driver.h"
@@ -62,6 +63,156 @@ void RouteToken(const float* logits, int64_t num_experts, int64_t top_k, bool re
     weights[i] = renormalize ? p[experts[i]] / chosen : p[experts[i]];
 }
 
+// One call of MoeMlp: what its passes share.
+class MoeMlpCall {
+ public:
+  MoeMlpCall(const MoeMlpArgs& args, const LinearTable& table, ThreadPool& pool,
+             std::vector<Workspace>& scratch, Workspace& workspace)
+      : args_(args),
+        table_(table),
+        pool_(pool),
+        scratch_(scratch),
+        kernel_(KernelOf(table, args.x.dtype())),
+        gate_up_(args.gate_up_shape),
+        down_(args.down_shape),
+        num_experts_(args.gate_up.dim(0)),
+        num_tokens_(args.x.dim(0)),
+        x_row_bytes_(PanelBytes(kernel_.format, gate_up_, 1)),
+        inner_row_bytes_(gate_up_.num_outputs() * static_cast<int64_t>(SizeOf(args.x.dtype()))),
+        inner_panel_row_bytes_(PanelBytes(kernel_.format, down_, 1)) {
+    const int64_t num_entries = num_tokens_ * args.experts.dim(1);
+    const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+    const int64_t x_bytes = aligned(num_entries * x_row_bytes_);
+    const int64_t inner_bytes = aligned(num_entries * inner_row_bytes_);
+    const int64_t panel_bytes = aligned(num_entries * inner_panel_row_bytes_);
+    x_panels_ = workspace.Get<std::byte>(x_bytes + inner_bytes + panel_bytes +
+                                         (num_experts_ + 1 + 2 * num_entries) * 4);
+    inner_ = x_panels_ + x_bytes;
+    inner_panels_ = inner_ + inner_bytes;
+    rows_.begin = reinterpret_cast<int32_t*>(inner_panels_ + panel_bytes);
+    rows_.token = rows_.begin + num_experts_ + 1;
+    rows_.weight = reinterpret_cast<float*>(rows_.token + num_entries);
+    GroupByExpert(args, rows_);
+  }
+
+  // The rows of x of every expert as a panel of its own.
+  void GatherInputs() {
+    pool_.ParallelFor(num_experts_, [&](int64_t e, int) {
+      PackPanel(kernel_.format, gate_up_,
+                {.out = x_panels_ + rows_.begin[e] * x_row_bytes_,
+                 .x = args_.x,
+                 .row_ids = rows_.token + rows_.begin[e],
+                 .num_rows = NumRows(e)});
+    });
+  }
+
+  // inner = silu(x Wg^T) * (x Wu^T), by expert and a few blocks of columns.
+  void ComputeInner() {
+    constexpr int64_t kBlocksPerTask = 4;
+    const int64_t tasks_per_expert = (gate_up_.num_blocks() + kBlocksPerTask - 1) / kBlocksPerTask;
+    pool_.ParallelFor(num_experts_ * tasks_per_expert, [&](int64_t task, int thread) {
+      const int64_t e = task / tasks_per_expert;
+      const int64_t first_block = task % tasks_per_expert * kBlocksPerTask;
+      const Panel panel = {x_panels_ + rows_.begin[e] * x_row_bytes_, NumRows(e)};
+      const auto* weights = static_cast<const std::byte*>(args_.gate_up.raw());
+      ForRowBlocks(panel, gate_up_, weights + e * gate_up_.packed_bytes(), [&](ProductTile tile) {
+        tile.first_block = first_block;
+        tile.num_blocks = std::min(kBlocksPerTask, gate_up_.num_blocks() - first_block);
+        float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
+        MultiplyTree(table_, tile, sums);
+        StoreGated(table_, tile, sums, inner_ + rows_.begin[e] * inner_row_bytes_);
+      });
+    });
+  }
+
+  void GatherInner() {
+    pool_.ParallelFor(num_experts_, [&](int64_t e, int) {
+      PackPanel(kernel_.format, down_,
+                {.out = inner_panels_ + rows_.begin[e] * inner_panel_row_bytes_,
+                 .x = ConstTensor(inner_ + rows_.begin[e] * inner_row_bytes_, args_.x.dtype(),
+                                  {NumRows(e), gate_up_.num_outputs()}),
+                 .row_ids = nullptr,
+                 .num_rows = NumRows(e)});
+    });
+  }
+
+  // One task owns a block of output columns of every token and walks the experts in ascending
+  // order, so a token's sum over its experts has one order whoever computes it.
+  void ComputeOutput() {
+    const int num_leaves = args_.down_shape.num_leaves;
+    const int64_t leaf_sums = num_tokens_ * kBlockColumns;
+    pool_.ParallelFor(down_.num_blocks(), [&](int64_t block, int thread) {
+      float* sums = scratch_[thread].Get<float>((num_leaves + 1) * leaf_sums);  // and one product
+      std::fill(sums, sums + num_leaves * leaf_sums, 0.0f);
+      for (int64_t e = 0; e < num_experts_; ++e) {
+        AddExpert(e, block, sums, sums + num_leaves * leaf_sums);
+      }
+      for (int step = 1; step < num_leaves; step *= 2) {
+        for (int leaf = 0; leaf < num_leaves; leaf += 2 * step) {
+          table_.add(sums + leaf * leaf_sums, sums + (leaf + step) * leaf_sums, leaf_sums);
+        }
+      }
+      const int64_t column = block * kBlockColumns, num_columns = args_.down_shape.n;
+      table_.store(
+          {.sums = sums,
+           .num_rows = num_tokens_,
+           .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, num_columns - column)),
+           .out = args_.out.as<float>() + column,
+           .out_stride = num_columns,
+           .out_dtype = DType::kF32});
+    });
+  }
+
+ private:
+  int64_t NumRows(int64_t e) const { return rows_.begin[e + 1] - rows_.begin[e]; }
+
+  // Calls fn with a tile of every block of rows; the columns are left to fn.
+  template <typename Fn>
+  void ForRowBlocks(const Panel& panel, const LinearLayout& layout, const std::byte* weight,
+                    Fn fn) {
+    const int64_t max_rows = MaxRowsPerBlock(kernel_);
+    for (int64_t row = 0; row < panel.num_rows; row += max_rows) {
+      fn({.kernel = kernel_,
+          .layout = layout,
+          .weight = weight,
+          .panel = panel,
+          .first_row = row,
+          .num_rows = std::min(max_rows, panel.num_rows - row)});
+    }
+  }
+
+  // sums[leaf, token] += weight of the expert * its output, leaf by leaf.
+  void AddExpert(int64_t e, int64_t block, float* sums, float* product) {
+    const int64_t begin = rows_.begin[e];
+    const Panel panel = {inner_panels_ + begin * inner_panel_row_bytes_, NumRows(e)};
+    const auto* weights = static_cast<const std::byte*>(args_.down.raw());
+    ForRowBlocks(panel, down_, weights + e * down_.packed_bytes(), [&](ProductTile tile) {
+      tile.first_block = block;
+      tile.num_blocks = 1;
+      for (int leaf = 0; leaf < args_.down_shape.num_leaves; ++leaf) {
+        MultiplyLeaf(tile, leaf, product);
+        for (int64_t r = 0; r < tile.num_rows; ++r) {
+          const int64_t entry = begin + tile.first_row + r;
+          table_.add_scaled(sums + (leaf * num_tokens_ + rows_.token[entry]) * kBlockColumns,
+                            product + r * kBlockColumns, rows_.weight[entry], kBlockColumns);
+        }
+      }
+    });
+  }
+
+  const MoeMlpArgs& args_;
+  const LinearTable& table_;
+  ThreadPool& pool_;
+  std::vector<Workspace>& scratch_;
+  const LinearKernel& kernel_;
+  const LinearLayout gate_up_, down_;
+  const int64_t num_experts_, num_tokens_;
+  const int64_t x_row_bytes_, inner_row_bytes_, inner_panel_row_bytes_;
+  std::byte *x_panels_, *inner_,
+      *inner_panels_;  // by expert: panels of x, gated rows, their panels
+  ExpertRows rows_;
+};
+
 }  // namespace
 
 void CpuOps::DoMoeRoute(const MoeRouteArgs& args) {
@@ -80,114 +231,11 @@ void CpuOps::DoMoeRoute(const MoeRouteArgs& args) {
 }
 
 void CpuOps::DoMoeMlp(const MoeMlpArgs& args) {
-  const LinearTable& table = LinearTableOf(arithmetic_);
-  const LinearKernel& kernel = KernelOf(table, args.x.dtype());
-  const LinearLayout gate_up(args.gate_up_shape), down(args.down_shape);
-  const int64_t num_experts = args.gate_up.dim(0), num_tokens = args.x.dim(0);
-  const int64_t num_entries = num_tokens * args.experts.dim(1), num_inner = gate_up.num_outputs();
-  const int64_t inner_bytes = num_inner * static_cast<int64_t>(SizeOf(args.x.dtype()));
-
-  // Workspace: x and the gated product as panels, the gated product as rows, the grouping.
-  const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
-  const int64_t x_row_bytes = PanelBytes(kernel.format, gate_up, 1);
-  const int64_t inner_row_bytes = PanelBytes(kernel.format, down, 1);
-  std::byte* const x_panels = shared_.Get<std::byte>(
-      aligned(num_entries * x_row_bytes) + aligned(num_entries * inner_row_bytes) +
-      aligned(num_entries * inner_bytes) + (num_experts + 1 + 2 * num_entries) * 4);
-  std::byte* const inner_panels = x_panels + aligned(num_entries * x_row_bytes);
-  std::byte* const inner = inner_panels + aligned(num_entries * inner_row_bytes);
-  ExpertRows rows;
-  rows.begin = reinterpret_cast<int32_t*>(inner + aligned(num_entries * inner_bytes));
-  rows.token = rows.begin + num_experts + 1;
-  rows.weight = reinterpret_cast<float*>(rows.token + num_entries);
-  GroupByExpert(args, rows);
-
-  pool_.ParallelFor(num_experts, [&](int64_t e, int) {
-    const int32_t begin = rows.begin[e];
-    PackPanel(kernel.format, gate_up,
-              {.out = x_panels + begin * x_row_bytes,
-               .x = args.x,
-               .row_ids = rows.token + begin,
-               .num_rows = rows.begin[e + 1] - begin});
-  });
-
-  // Inner columns of every expert in tasks of a few blocks.
-  const int64_t groups_per_expert = (gate_up.num_blocks() + 3) / 4;
-  pool_.ParallelFor(num_experts * groups_per_expert, [&](int64_t task, int thread) {
-    const int64_t e = task / groups_per_expert, first_block = task % groups_per_expert * 4;
-    const int64_t begin = rows.begin[e], num_rows = rows.begin[e + 1] - begin;
-    const int64_t max_rows = ProductGrid(kernel, gate_up, num_rows, 1).rows_per_block;
-    for (int64_t row = 0; row < num_rows; row += max_rows) {
-      const ProductTile tile{
-          .kernel = kernel,
-          .layout = gate_up,
-          .weight = static_cast<const std::byte*>(args.gate_up.raw()) + e * gate_up.packed_bytes(),
-          .panel = {x_panels + begin * x_row_bytes, num_rows},
-          .first_row = row,
-          .num_rows = std::min(max_rows, num_rows - row),
-          .first_block = first_block,
-          .num_blocks = std::min<int64_t>(4, gate_up.num_blocks() - first_block)};
-      float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-      MultiplyTree(table, tile, sums);
-      StoreGated(table, tile, sums, inner + begin * inner_bytes);
-    }
-  });
-
-  pool_.ParallelFor(num_experts, [&](int64_t e, int) {
-    const int64_t begin = rows.begin[e], num_rows = rows.begin[e + 1] - begin;
-    PackPanel(kernel.format, down,
-              {.out = inner_panels + begin * inner_row_bytes,
-               .x = ConstTensor(inner + begin * inner_bytes, args.x.dtype(), {num_rows, num_inner}),
-               .row_ids = nullptr,
-               .num_rows = num_rows});
-  });
-
-  // One task owns 32 output columns of every token and walks the experts in ascending order, so a
-  // token's sum over its experts has one order whoever computes it.
-  const int num_leaves = args.down_shape.num_leaves;
-  const int64_t num_columns = args.down_shape.n, leaf_sums = num_tokens * kBlockColumns;
-  pool_.ParallelFor(down.num_blocks(), [&](int64_t block, int thread) {
-    const int64_t max_rows = ProductGrid(kernel, down, num_tokens, 1).rows_per_block;
-    float* sums = scratch_[thread].Get<float>(num_leaves * leaf_sums +
-                                              std::min(max_rows, num_tokens) * kBlockColumns);
-    float* product = sums + num_leaves * leaf_sums;
-    std::fill(sums, product, 0.0f);
-    for (int64_t e = 0; e < num_experts; ++e) {
-      const int64_t begin = rows.begin[e], num_rows = rows.begin[e + 1] - begin;
-      for (int64_t row = 0; row < num_rows; row += max_rows) {
-        const ProductTile tile{
-            .kernel = kernel,
-            .layout = down,
-            .weight = static_cast<const std::byte*>(args.down.raw()) + e * down.packed_bytes(),
-            .panel = {inner_panels + begin * inner_row_bytes, num_rows},
-            .first_row = row,
-            .num_rows = std::min(max_rows, num_rows - row),
-            .first_block = block,
-            .num_blocks = 1};
-        for (int leaf = 0; leaf < num_leaves; ++leaf) {
-          MultiplyLeaf(tile, leaf, product);
-          for (int64_t r = 0; r < tile.num_rows; ++r) {
-            const int64_t entry = begin + row + r;
-            table.add_scaled(sums + leaf * leaf_sums + rows.token[entry] * kBlockColumns,
-                             product + r * kBlockColumns, rows.weight[entry], kBlockColumns);
-          }
-        }
-      }
-    }
-    for (int step = 1; step < num_leaves; step *= 2) {
-      for (int leaf = 0; leaf < num_leaves; leaf += 2 * step) {
-        table.add(sums + leaf * leaf_sums, sums + (leaf + step) * leaf_sums, leaf_sums);
-      }
-    }
-    const int64_t column = block * kBlockColumns;
-    table.store(
-        {.sums = sums,
-         .num_rows = num_tokens,
-         .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, num_columns - column)),
-         .out = args.out.as<float>() + column,
-         .out_stride = num_columns,
-         .out_dtype = DType::kF32});
-  });
+  MoeMlpCall call(args, LinearTableOf(arithmetic_), pool_, scratch_, shared_);
+  call.GatherInputs();
+  call.ComputeInner();
+  call.GatherInner();
+  call.ComputeOutput();
 }
 
 }  // namespace plumbline
