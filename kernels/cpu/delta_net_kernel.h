@@ -6,91 +6,17 @@
 // Generated rows: the recurrence.
 #pragma once
 
-#include <math.h>
-
+#include "kernels/cpu/delta_net_recurrent.h"
+#include "kernels/cpu/delta_net_rows.h"
 #include "kernels/cpu/flush_subnormals.h"
-#include "kernels/cpu/row_kernels.h"
-#include "kernels/cpu/sequence_kernels.h"
-#include "kernels/cpu/small_gemm.h"
 
 namespace plumbline {
 namespace {
 
-inline constexpr int kChunk = 64;  // kChunkTokens
-inline constexpr int kChunkStride = kChunk + 16;
-
-// Rows are padded to a multiple of 16 floats, and by 16 more so that equal columns do not meet in one cache set.
-struct DeltaNetScratch {
-  DeltaNetScratch(float* memory, int key_dim, int value_dim, int num_heads)
-      : padded_key_dim(RoundUp(key_dim, 16)),
-        key_stride(padded_key_dim + 16),
-        value_stride(RoundUp(value_dim, 16) + 16) {
-    int64_t used = 0;
-    const auto take = [&](int64_t count) {
-      float* at = memory + used;
-      used += RoundUp(count, 16);
-      return at;
-    };
-    q = take(kChunk * key_stride);
-    k = take(kChunk * key_stride);
-    k_transposed = take(padded_key_dim * kChunkStride);
-    kk = take(kChunk * kChunkStride);
-    qk = take(kChunk * kChunkStride);
-    weights = take(kChunk * kChunkStride);
-    x = take(kChunk * value_stride);
-    out = take(kChunk * value_stride);
-    states = take(num_heads * state_size());
-    decay = take(kChunk);
-    decay_low = take(kChunk);
-    beta = take(kChunk);
-    num_floats = used;
-  }
-  int64_t padded_key_dim, key_stride, value_stride;
-  float *q, *k;                    // [kChunk, key_stride] normalised
-  float* k_transposed;             // [P, kChunkStride]
-  float *kk, *qk, *weights;        // [kChunk, kChunkStride]: K K^T, Q K^T, and a masked, decayed copy of either
-  float *x, *out;                  // [kChunk, value_stride]
-  float* states;                   // [value heads of the task, padded P, value_stride]
-  float *decay, *decay_low, *beta; // [kChunk]: G as the sum of two floats
-  int64_t num_floats;
-  int64_t state_size() const { return padded_key_dim * value_stride; }
-};
-
-inline int64_t DeltaNetScratchFloats(int key_dim, int value_dim, int num_heads) {
-  return DeltaNetScratch(nullptr, key_dim, value_dim, num_heads).num_floats;
-}
-
-// y = x / sqrt(sum x^2 + 1e-6) * scale, zero up to the padding.
-template <typename Simd>
-void L2Normalize(float* y, const float* x, int n, float scale) {
-  const auto factor = Simd::Set(1.0f / sqrtf(SumOfSquares<Simd>(x, n) + 1e-6f)), scales = Simd::Set(scale);
-  for (int i = 0; i < n; i += 16) {
-    Simd::Store(y + i, Simd::Mul(Simd::Mul(Simd::LoadN(x + i, Least(16, n - i)), factor), scales));
-  }
-}
-
-inline float LogDecay(const DeltaNetTask& task, int64_t row, int head) {
-  const float x = task.a[row * task.projection_stride + head] + task.dt_bias[head];
-  return -expf(task.a_log[head]) * (x > 20.0f ? x : log1pf(expf(x)));
-}
-
-inline float Beta(const DeltaNetTask& task, int64_t row, int head) {
-  return 1.0f / (1.0f + expf(-task.b[row * task.projection_stride + head]));
-}
-
-// out = norm * o * rsqrt(mean(o^2) + eps) * activation(z)
-template <typename Simd, typename T>
-void GatedNorm(const DeltaNetTask& task, int64_t row, int head, const float* o) {
-  const int dim = task.value_dim;
-  const float* z = task.z + row * task.projection_stride + head * dim;
-  T* out = static_cast<T*>(task.out) + row * task.out_stride + head * dim;
-  const auto factor = Simd::Set(1.0f / sqrtf(SumOfSquares<Simd>(o, dim) / static_cast<float>(dim) + task.eps));
-  for (int i = 0; i < dim; i += 16) {
-    const int n = Least(16, dim - i);
-    const auto gate = Simd::LoadN(z + i, n);
-    const auto activation = task.sigmoid_gate ? Simd::Sigmoid(gate) : Simd::Silu(gate);
-    const auto normed = Simd::Mul(Simd::LoadN(task.norm + i, n), Simd::Mul(Simd::LoadN(o + i, n), factor));
-    Simd::StoreN(out + i, Simd::Mul(normed, activation), n);
+// Asks for rows ahead of their use: they are a page or more apart, which the processor does not foresee.
+inline void PrefetchRows(const float* x, int64_t stride, int rows, int columns) {
+  for (int i = 0; i < rows; ++i) {
+    for (int c = 0; c < columns; c += 16) __builtin_prefetch(x + i * stride + c, 0, 2);
   }
 }
 
@@ -208,13 +134,15 @@ template <typename Simd, typename T, typename Products>
 void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count, int head) {
   const int dim = task.value_dim, columns = RoundUp(dim, 16);
   float* state = s.states + head * s.state_size();
+  alignas(64) float log_decay[kChunk];
+  GatesOfHead<Simd>(task, first, count, head, log_decay, s.beta);
   double decay = 0;
   for (int i = 0; i < count; ++i) {
-    decay += LogDecay(task, first + i, head);
+    decay += log_decay[i];
     s.decay[i] = static_cast<float>(decay);
     s.decay_low[i] = static_cast<float>(decay - s.decay[i]);
-    s.beta[i] = Beta(task, first + i, head);
   }
+  PrefetchRows(task.z + first * task.projection_stride + head * dim, task.projection_stride, count, dim);
   const float last_decay = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])));
   Products::ReadState(task, s, state, last_decay, count);
   for (int i = 0; i < count; ++i) {
@@ -260,80 +188,6 @@ void StoreStates(const DeltaNetTask& task, const DeltaNetScratch& s) {
     for (int c = 0; c < task.value_dim; c += 16) {
       Simd::StoreN(task.state + row * task.value_dim + c, Simd::Load(from + c), Least(16, task.value_dim - c));
     }
-  }
-}
-
-struct RecurrentRow {
-  const float *q, *k, *v;    // q, k normalised
-  float decay, beta, qk;     // e^g, beta, q . k
-  int key_dim, value_dim;
-};
-
-// Columns [0, 16 * kVectors) of one step, of which num_columns exist: S^T k and S^T q in one pass over S, then the
-// update. o = S'^T q = e^g S^T q + (q . k) d.
-template <typename Simd, int kVectors>
-void RecurrentColumns(const RecurrentRow& row, float* state, float* out, int column, int num_columns) {
-  using F = typename Simd::F;
-  const auto load = [&](const float* p, int j) {
-    return num_columns - 16 * j >= 16 ? Simd::Load(p + 16 * j) : Simd::LoadN(p + 16 * j, num_columns - 16 * j);
-  };
-  F read[kVectors], answer[kVectors];
-#pragma GCC unroll 8
-  for (int j = 0; j < kVectors; ++j) read[j] = answer[j] = Simd::Zero();
-  const float* from = state + column;
-  for (int p = 0; p < row.key_dim; ++p, from += row.value_dim) {
-    const F k = Simd::Set(row.k[p]), q = Simd::Set(row.q[p]);
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      const F lanes = load(from, j);
-      read[j] = Simd::Fma(lanes, k, read[j]);
-      answer[j] = Simd::Fma(lanes, q, answer[j]);
-    }
-  }
-  const F decay = Simd::Set(row.decay), beta = Simd::Set(row.beta), qk = Simd::Set(row.qk);
-  F delta[kVectors];
-#pragma GCC unroll 8
-  for (int j = 0; j < kVectors; ++j) {
-    const F error = Simd::Sub(load(row.v + column, j), Simd::Mul(decay, read[j]));
-    delta[j] = Simd::Mul(beta, error);
-    Simd::Store(out + column + 16 * j, Simd::Fma(qk, delta[j], Simd::Mul(decay, answer[j])));
-  }
-  float* to = state + column;
-  for (int p = 0; p < row.key_dim; ++p, to += row.value_dim) {
-    const F k = Simd::Set(row.k[p]);
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      const F lanes = Simd::Fma(k, delta[j], Simd::Mul(decay, load(to, j)));
-      if (num_columns - 16 * j >= 16) {
-        Simd::Store(to + 16 * j, lanes);
-      } else {
-        Simd::StoreN(to + 16 * j, lanes, num_columns - 16 * j);
-      }
-    }
-  }
-}
-
-template <typename Simd, typename T>
-void RecurrentStep(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t row) {
-  constexpr int kColumns = 16 * Simd::kColumnVectors;
-  const int dim = task.value_dim;
-  L2Normalize<Simd>(s.q, task.q + row * task.conv_stride, task.key_dim, 1.0f / sqrtf(static_cast<float>(task.key_dim)));
-  L2Normalize<Simd>(s.k, task.k + row * task.conv_stride, task.key_dim, 1.0f);
-  typename Simd::F qk = Simd::Zero();
-  for (int p = 0; p < task.key_dim; p += 16) qk = Simd::Fma(Simd::Load(s.q + p), Simd::Load(s.k + p), qk);
-  for (int head = 0; head < task.group; ++head) {
-    const RecurrentRow step = {.q = s.q, .k = s.k, .v = task.v + row * task.conv_stride + head * dim,
-                               .decay = expf(LogDecay(task, row, head)), .beta = Beta(task, row, head),
-                               .qk = Simd::Sum(qk), .key_dim = task.key_dim, .value_dim = dim};
-    float* state = task.state + static_cast<int64_t>(head) * task.key_dim * dim;
-    int column = 0;
-    for (; column + kColumns <= dim; column += kColumns) {
-      RecurrentColumns<Simd, Simd::kColumnVectors>(step, state, s.out, column, kColumns);
-    }
-    for (; column < dim; column += 16) {
-      RecurrentColumns<Simd, 1>(step, state, s.out, column, Least(16, dim - column));
-    }
-    GatedNorm<Simd, T>(task, row, head, s.out);
   }
 }
 
