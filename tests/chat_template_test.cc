@@ -11,6 +11,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "coordinator/text/model_text.h"
 #include "nlohmann/json.hpp"
 
 namespace plumbline {
@@ -235,6 +236,35 @@ TEST_F(Request, RefusesWhatIsNoRequest) {
   EXPECT_FALSE(Chat("", "[]", R"({"messages": []})").ok());
   EXPECT_FALSE(Chat("", "[]", "null", "{}").ok());
   EXPECT_TRUE(Chat("", "[]", "{}", "[]").ok());
+}
+
+TEST(ModelText, ReadsTheDemoModel) {
+  auto text = LoadModelText(kRoot + "/deploy/demo_model/model");
+  ASSERT_TRUE(text.ok()) << text.status();
+  ASSERT_TRUE((*text)->chat_template.has_value());
+  EXPECT_EQ((*text)->chat_template->source(), ReadFile(kRoot + "/deploy/demo_model/chat_template.jinja"));
+  EXPECT_EQ((*text)->eos_ids, (std::vector<int32_t>{2041, 2043}));
+
+  Json line = Json::parse(TokenizeLine(
+      **text, R"({"messages": [{"role": "user", "content": "hi"}], "add_generation_prompt": true})"));
+  EXPECT_EQ(line["text"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+  EXPECT_EQ(line["ids"][0], *(*text)->tokenizer->IdOf("<|im_start|>"));
+  line = Json::parse(TokenizeLine(**text, R"({"text": "hi<|im_end|>"})"));
+  EXPECT_EQ(line["ids"].back(), 2043);
+  for (const char* bad : {"", "5", "{}", "{\"text\": 5}", "{\"messages\": 5}",
+                          R"({"messages": [], "add_generation_prompt": 1})"}) {
+    EXPECT_TRUE(Json::parse(TokenizeLine(**text, bad)).contains("error")) << bad;
+  }
+}
+
+TEST(ModelText, SaysWhatIsMissingOrWrong) {
+  EXPECT_EQ(LoadModelText("/no/such/model").status().code(), absl::StatusCode::kNotFound);
+  auto text = LoadModelText(kRoot + "/deploy/demo_model/model", "/no/such/template.jinja");
+  EXPECT_THAT(std::string(text.status().message()), HasSubstr("/no/such/template.jinja"));
+  auto without = LoadModelText(kRoot + "/tests/golden/tokenizers/qwen2");
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_FALSE((*without)->chat_template.has_value());
+  EXPECT_TRUE((*without)->eos_ids.empty());
 }
 
 }  // namespace
