@@ -108,7 +108,10 @@ std::function<absl::StatusOr<std::unique_ptr<WeightSource>>(const ShardPlan& pla
 CacheLimits LimitsFor(const ModelFlags& flags, const NamedModel& model) {
   CacheLimits limits = flags.limits;
   if (limits.max_sequences == 0) limits.max_sequences = kDefaultSequences;
-  if (limits.max_step_tokens == 0) limits.max_step_tokens = kDefaultStepTokens;
+  if (limits.max_step_tokens == 0) {
+    // Room for a prompt chunk beside all decodes.
+    limits.max_step_tokens = std::max(kDefaultStepTokens, (limits.max_sequences + 127) / 64 * 64);
+  }
   if (limits.max_tokens == 0) {
     const int64_t per_token = std::max<int64_t>(1, KvBytesPerToken(model.config, model.compute_dtype));
     limits.max_tokens = std::min(kDefaultKvBytes / per_token, limits.max_sequences * model.config.max_positions);

@@ -1,5 +1,7 @@
 #include "cli/model_session.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "cli/runner_factory.h"
@@ -20,7 +22,7 @@ absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(const ModelFlag
   session->arithmetic_ = started.arithmetic;
   session->runner_ = std::move(started.runner);
   session->engine_ = Engine::Create({.max_running_sequences = started.limits.max_sequences,
-                                     .max_context_tokens = model.config.max_positions,
+                                     .max_context_tokens = std::min(model.config.max_positions, started.limits.max_tokens),
                                      .vocab_size = model.config.vocab,
                                      .eos_token_ids = model.config.eos_token_ids},
                                     session->runner_.get(), session->text_ ? session->text_->tokenizer.get() : nullptr);

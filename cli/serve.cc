@@ -131,8 +131,8 @@ class Server {
                                                       std::fprintf(stderr, "%s\n", line.c_str());
                                                     }}));
     watched_ = std::make_unique<WatchedRunner>(&fleet_->cluster());
-    const int64_t context = flags_.max_context > 0 ? std::min(flags_.max_context, model_.config.max_positions)
-                                                   : model_.config.max_positions;
+    int64_t context = std::min(model_.config.max_positions, limits.max_tokens);  // one sequence must fit the cache
+    if (flags_.max_context > 0) context = std::min(context, flags_.max_context);
     engine_ = Engine::Create({.max_queued_requests = flags_.max_queue,
                               .max_running_sequences = limits.max_sequences,
                               .max_context_tokens = context,

@@ -7,6 +7,8 @@
 
 namespace plumbline {
 
+static_assert(kGridTokens == kBlockTokens && kGridTokens == kChunkTokens, "the scheduler's grid is the ops' grid");
+
 absl::StatusOr<std::unique_ptr<Stage>> Stage::Load(Options options, Backend backend, WeightSource& source) {
   if (options.limits.max_step_tokens < kChunkTokens) {
     return absl::InvalidArgumentError(absl::StrCat("max step tokens is ", options.limits.max_step_tokens,
