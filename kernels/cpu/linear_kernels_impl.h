@@ -8,6 +8,7 @@
 #include "kernels/cpu/vector_math.h"
 
 namespace plumbline {
+namespace {  // each instruction set compiles these for itself; the linker must not merge them
 
 // f32 multiply-add kernel. Weight::kGroup rows of k are stored together at Weight::Row(weight, k);
 // Weight::Load gives row g of them at 16-column half `half`, vector v.
@@ -123,4 +124,5 @@ struct LinearElementwise {
   static int Lanes(int left) { return left < V::kWidth ? left : V::kWidth; }
 };
 
+}  // namespace
 }  // namespace plumbline
