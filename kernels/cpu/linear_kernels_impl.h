@@ -11,7 +11,7 @@ namespace plumbline {
 namespace {  // each instruction set compiles these for itself; the linker must not merge them
 
 // f32 multiply-add kernel. Weight::kGroup rows of k are stored together at Weight::Row(weight, k);
-// Weight::Load gives row g of them at 16-column half `half`, vector v.
+// Weight::Load(row, g, column) gives V::kWidth columns of the g-th of them.
 template <typename V, typename Weight, int kRows, int kVectors>
 void MultiplyAddTile(const float* panel, const MultiplyArgs& args, int column, float* out) {
   using F32 = typename V::F32;
