@@ -109,8 +109,8 @@ inline Buffer Pack(Backend& backend, const LinearShape& shape, const PackSource&
   // In three pieces of odd sizes, as the parts of a merged projection arrive.
   const int64_t cuts[] = {0, shape.n / 3, shape.n / 3 + shape.n / 2, shape.n};
   for (int i = 0; i < 3; ++i) {
+    if (cuts[i] == cuts[i + 1]) continue;
     const Matrix piece = source.weight.Rows(source.first_row + cuts[i], cuts[i + 1] - cuts[i]);
-    if (piece.rows == 0) continue;
     backend.ops->PackLinear({.out = packed.View(DType::kU8, {bytes}),
                              .shape = shape,
                              .source = piece.view(),
