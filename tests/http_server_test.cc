@@ -2,13 +2,8 @@
 // stop.
 #include "coordinator/api/http_server.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -17,6 +12,7 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "tests/raw_client.h"
 
 namespace plumbline {
 namespace {
@@ -46,58 +42,6 @@ class Flag {
 };
 
 constexpr std::chrono::seconds kLong(5);
-
-// A client that says exactly the bytes it is told to.
-class RawClient {
- public:
-  explicit RawClient(uint16_t port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ = ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-  }
-  ~RawClient() { Close(); }
-
-  bool connected() const { return connected_; }
-
-  void Close() {
-    if (socket_ >= 0) ::close(socket_);
-    socket_ = -1;
-  }
-
-  void Send(const std::string& bytes) {
-    size_t sent = 0;
-    while (sent < bytes.size()) {
-      const ssize_t n = ::send(socket_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
-      if (n <= 0) return;
-      sent += static_cast<size_t>(n);
-    }
-  }
-
-  // Reads until `end` has come, or to the end of the connection when it is empty.
-  std::string ReadUntil(const std::string& end) {
-    while (end.empty() || received_.find(end) == std::string::npos) {
-      pollfd poll_set{.fd = socket_, .events = POLLIN};
-      if (::poll(&poll_set, 1, 5000) <= 0) break;
-      char buffer[4096];
-      const ssize_t n = ::recv(socket_, buffer, sizeof buffer, 0);
-      if (n <= 0) break;
-      received_.append(buffer, static_cast<size_t>(n));
-    }
-    const size_t at = end.empty() ? std::string::npos : received_.find(end);
-    const size_t size = at == std::string::npos ? received_.size() : at + end.size();
-    std::string result = received_.substr(0, size);
-    received_.erase(0, size);
-    return result;
-  }
-  std::string ReadAll() { return ReadUntil(""); }
-
- private:
-  int socket_;
-  bool connected_;
-  std::string received_;
-};
 
 class TestHandler : public HttpHandler {
  public:

@@ -104,6 +104,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   void Take(Arrival& arrival, std::string& events) {
     GenerationOutput& output = arrival.output;
     if (output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled) {
+      if (!events.empty()) Send(events);  // what came before is the client's
       return Fail(output.status);
     }
     Measure(arrival);

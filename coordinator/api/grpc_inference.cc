@@ -123,7 +123,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
                            public std::enable_shared_from_this<GenerateCall> {
  public:
   GenerateCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders)
-      : engine_(engine), active_(gate), senders_(senders) {}
+      : engine_(engine), active_(std::in_place, gate), senders_(senders) {}
 
   void Start(absl::StatusOr<std::vector<GenerationRequest>> requests) {
     self_ = shared_from_this();
@@ -150,11 +150,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
       const std::lock_guard lock(mutex_);
       is_writing_ = false;
     }
-    if (!is_ok) return End(absl::CancelledError("the client is gone"));
+    if (!is_ok) End(absl::CancelledError("the client is gone"));
     Pump();
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    active_.reset();
+    self_.reset();
+  }
 
  private:
   void OnOutput(int choice, GenerationOutput output) {  // on the engine thread
@@ -239,7 +242,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   }
 
   Engine* const engine_;
-  const ActiveCall active_;
+  std::optional<ActiveCall> active_;  // until OnDone
   boost::asio::thread_pool& senders_;
   std::shared_ptr<GenerateCall> self_;
   v1::GenerateResponse message_;  // being written
@@ -258,16 +261,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
 class ScoreCall final : public grpc::ServerUnaryReactor,
                         public std::enable_shared_from_this<ScoreCall> {
  public:
-  ScoreCall(Engine* engine, CallGate& gate, v1::ScoreResponse* response)
-      : engine_(engine), active_(gate), response_(response) {}
+  ScoreCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders,
+            v1::ScoreResponse* response)
+      : engine_(engine), active_(std::in_place, gate), senders_(senders), response_(response) {}
 
   void Start(absl::StatusOr<GenerationRequest> request) {
     self_ = shared_from_this();
     if (!request.ok()) return End(request.status());
-    const std::vector<int32_t> prompt = request->prompt;
-    absl::StatusOr<uint64_t> handle = engine_->Submit(
-        *std::move(request), [self = shared_from_this(), prompt](GenerationOutput output) {
-          self->OnOutput(prompt, output);
+    response_->mutable_token_ids()->Assign(request->prompt.begin(), request->prompt.end());
+    absl::StatusOr<uint64_t> handle =
+        engine_->Submit(*std::move(request), [self = shared_from_this()](GenerationOutput output) {
+          self->OnOutput(std::move(output));
         });
     if (!handle.ok()) return End(handle.status());
     bool is_cancelled = false;
@@ -289,24 +293,22 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     if (handle) engine_->Cancel(*handle);
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    active_.reset();
+    self_.reset();
+  }
 
  private:
-  void OnOutput(const std::vector<int32_t>& prompt, const GenerationOutput& output) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (is_finished_) return;  // the response is no longer ours
-      if (!output.prompt_logprobs.empty()) {
-        response_->mutable_token_ids()->Assign(prompt.begin(), prompt.end());
-        for (const TokenLogprob& logprob : output.prompt_logprobs) {
-          Fill(logprob, *response_->add_tokens());
-        }
-      }
-    }
+  void OnOutput(GenerationOutput output) {  // on the engine thread
+    const std::lock_guard lock(mutex_);
+    if (is_finished_) return;
+    if (!output.prompt_logprobs.empty()) logprobs_ = std::move(output.prompt_logprobs);
     if (output.finish == FinishReason::kNone) return;
     const bool is_good =
         output.finish == FinishReason::kStop || output.finish == FinishReason::kLength;
-    End(is_good ? absl::OkStatus() : FailureOf(output));
+    boost::asio::post(
+        senders_, [self = shared_from_this(),
+                   status = is_good ? absl::OkStatus() : FailureOf(output)] { self->End(status); });
   }
 
   void End(const absl::Status& status) {
@@ -314,16 +316,19 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     {
       const std::lock_guard lock(mutex_);
       if (std::exchange(is_finished_, true)) return;
+      for (const TokenLogprob& logprob : logprobs_) Fill(logprob, *response_->add_tokens());
     }
     Finish(ToGrpc(status));
   }
 
   Engine* const engine_;
-  const ActiveCall active_;
-  v1::ScoreResponse* const response_;
+  std::optional<ActiveCall> active_;  // until OnDone
+  boost::asio::thread_pool& senders_;
+  v1::ScoreResponse* const response_;  // ours until Finish
   std::shared_ptr<ScoreCall> self_;
   std::mutex mutex_;
   std::optional<uint64_t> handle_;
+  std::vector<TokenLogprob> logprobs_;
   bool is_finished_ = false;
 };
 
@@ -343,7 +348,8 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
                                   const v1::ScoreRequest* request,
                                   v1::ScoreResponse* response) override {
-    const auto call = std::make_shared<ScoreCall>(options_.engine, *options_.gate, response);
+    const auto call =
+        std::make_shared<ScoreCall>(options_.engine, *options_.gate, senders_, response);
     call->Start(BuildScore(*context, *request));
     return call.get();
   }

@@ -1,0 +1,284 @@
+// The gRPC services over real sockets, with a scripted engine.
+#include "coordinator/api/grpc_service.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "coordinator/text/model_text.h"
+#include "proto/cluster.grpc.pb.h"
+#include "proto/inference.grpc.pb.h"
+#include "proto/training.grpc.pb.h"
+#include "tests/fake_engine.h"
+
+namespace plumbline {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int32_t kEos = 2043;  // <|im_end|> of the demo model
+
+class FakeCluster final : public ClusterInfo {
+ public:
+  ClusterSnapshot Snapshot() const override {
+    return {.epoch = 7,
+            .tp = 2,
+            .pp = 1,
+            .arithmetic = "cpu-test-1",
+            .ready = true,
+            .ranks = {{.rank = 0, .last_layer = 4, .host = "a", .pid = 12, .state = "ready"},
+                      {.rank = 1, .tp_index = 1, .last_layer = 4, .host = "b", .state = "lost"}}};
+  }
+};
+
+class GrpcServiceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string demo = std::string(PLUMBLINE_SOURCE_DIR) + "/deploy/demo_model/";
+    text_.tokenizer = *Tokenizer::Load(demo + "model/tokenizer.json");
+    text_.chat_template = *ChatTemplate::Parse(
+        "{% for message in messages %}{{ message.role + ':' + message.content }}{% endfor %}");
+    model_ = {.name = "demo",
+              .text = &text_,
+              .max_model_len = 200,
+              .vocab_size = 2048,
+              .fingerprint = "f1"};
+    engine_ = std::make_unique<FakeEngine>(*text_.tokenizer);
+    engine_->SetAnswer("Hello, world.", kEos);
+    Start({});
+  }
+
+  void Start(GrpcServerOptions options) {
+    server_.reset();
+    options.engine = engine_.get();
+    options.model = &model_;
+    options.cluster = &cluster_;
+    auto server = GrpcServer::Start(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()),
+                                   grpc::InsecureChannelCredentials());
+    inference_ = v1::Inference::NewStub(channel_);
+  }
+
+  struct Answer {
+    grpc::Status status;
+    std::map<int, std::string> texts;
+    std::map<int, std::string> reasons;
+    std::vector<v1::TokenInfo> logprobs;
+    v1::Usage usage;
+  };
+  Answer Generate(const v1::GenerateRequest& request, grpc::ClientContext& context) {
+    Answer answer;
+    const auto stream = inference_->Generate(&context, request);
+    v1::GenerateResponse response;
+    while (stream->Read(&response)) {
+      answer.texts[response.choice()] += response.text();
+      answer.reasons[response.choice()] += response.finish_reason();
+      for (const v1::TokenInfo& info : response.logprobs()) answer.logprobs.push_back(info);
+      if (response.has_usage()) answer.usage = response.usage();
+    }
+    answer.status = stream->Finish();
+    return answer;
+  }
+  Answer Generate(const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    return Generate(request, context);
+  }
+  static v1::GenerateRequest TextRequest() {
+    v1::GenerateRequest request;
+    request.set_text("hi");
+    request.set_max_tokens(20);
+    return request;
+  }
+  bool WaitUntilIdle() {
+    for (int i = 0; i < 300 && engine_->num_active() > 0; ++i) {
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+    return engine_->num_active() == 0;
+  }
+
+  ModelText text_;
+  ServedModel model_;
+  FakeCluster cluster_;
+  std::unique_ptr<FakeEngine> engine_;
+  std::unique_ptr<GrpcServer> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Inference::Stub> inference_;
+};
+
+TEST_F(GrpcServiceTest, GeneratesEveryChoiceWithItsReasonAndUsage) {
+  v1::GenerateRequest request = TextRequest();
+  request.set_n(2);
+  request.set_logprobs(2);
+  request.mutable_sampling()->set_seed(9);
+  request.mutable_sampling()->set_temperature(0.5);
+  (*request.mutable_sampling()->mutable_logit_bias())[3] = 1.5;
+  const Answer answer = Generate(request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.texts.at(0), "Hello, world.");
+  EXPECT_EQ(answer.texts.at(1), "Hello, world.");
+  EXPECT_EQ(answer.reasons.at(1), "stop");
+  const auto num_tokens = static_cast<int>(text_.tokenizer->Encode("Hello, world.")->size()) + 1;
+  EXPECT_EQ(answer.usage.prompt_tokens(), text_.tokenizer->Encode("hi")->size());
+  EXPECT_EQ(answer.usage.completion_tokens(), 2 * num_tokens);
+  EXPECT_EQ(answer.logprobs.size(), 2 * num_tokens);
+  EXPECT_EQ(answer.logprobs[0].top_ids_size(), 2);
+  const auto requests = engine_->requests();
+  EXPECT_EQ(requests[1].sampling.seed, 10);
+  EXPECT_EQ(requests[0].sampling.temperature, 0.5F);
+  EXPECT_EQ(requests[0].sampling.logit_bias[0].second, 1.5F);
+}
+
+TEST_F(GrpcServiceTest, TakesTokensAndConversations) {
+  v1::GenerateRequest request;
+  request.mutable_tokens()->add_ids(5);
+  EXPECT_TRUE(Generate(request).status.ok());
+  EXPECT_EQ(engine_->requests()[0].max_tokens, 199);  // what the context leaves
+  auto* message = request.mutable_chat()->add_messages();
+  message->set_role("user");
+  message->set_content("hi");
+  EXPECT_TRUE(Generate(request).status.ok());
+  EXPECT_EQ(engine_->requests()[1].prompt, *text_.tokenizer->Encode("user:hi"));
+}
+
+TEST_F(GrpcServiceTest, StatusCodesMeanWhatTheySay) {
+  v1::GenerateRequest request = TextRequest();
+  request.set_model("nope");
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::NOT_FOUND);
+  request = TextRequest();
+  request.mutable_sampling()->set_top_p(3);
+  grpc::Status status = Generate(request).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("top_p"));
+  request = v1::GenerateRequest();
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.mutable_tokens()->add_ids(5000);
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.mutable_chat()->set_tools_json("{");
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  engine_->FailAfter(2, absl::InternalError("rank 3 failed"));
+  status = Generate(TextRequest()).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(status.error_message(), "rank 3 failed");
+  engine_->RefuseWith(absl::ResourceExhaustedError("the queue is full"));
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(GrpcServiceTest, CancellationAndDeadlinesEndTheSequences) {
+  engine_->StallAfter(1);
+  {
+    grpc::ClientContext context;
+    v1::GenerateRequest request = TextRequest();
+    request.set_n(2);
+    const auto stream = inference_->Generate(&context, request);
+    v1::GenerateResponse response;
+    EXPECT_TRUE(stream->Read(&response));
+    EXPECT_EQ(engine_->num_active(), 2);
+    context.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    EXPECT_TRUE(WaitUntilIdle());
+  }
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  EXPECT_EQ(Generate(TextRequest(), context).status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_TRUE(WaitUntilIdle());
+}
+
+TEST_F(GrpcServiceTest, ScoresTokenizesAndNamesModels) {
+  const std::vector<int32_t> ids = *text_.tokenizer->Encode("One two three.");
+  {
+    grpc::ClientContext context;
+    v1::ScoreRequest request;
+    v1::ScoreResponse response;
+    request.set_text("One two three.");
+    request.set_top_logprobs(1);
+    ASSERT_TRUE(inference_->Score(&context, request, &response).ok());
+    EXPECT_EQ(std::vector<int32_t>(response.token_ids().begin(), response.token_ids().end()), ids);
+    ASSERT_EQ(response.tokens_size(), static_cast<int>(ids.size()) - 1);
+    EXPECT_EQ(response.tokens(0).logprob(), FakeEngine::LogprobOf(ids[1], 1, 1).logprob);
+  }
+  {
+    grpc::ClientContext context;
+    v1::TokenizeRequest request;
+    v1::TokenizeResponse response;
+    request.set_text("One two three.");
+    ASSERT_TRUE(inference_->Tokenize(&context, request, &response).ok());
+    EXPECT_EQ(std::vector<int32_t>(response.ids().begin(), response.ids().end()), ids);
+    grpc::ClientContext back;
+    v1::DetokenizeRequest tokens;
+    v1::DetokenizeResponse text;
+    *tokens.mutable_ids() = response.ids();
+    ASSERT_TRUE(inference_->Detokenize(&back, tokens, &text).ok());
+    EXPECT_EQ(text.text(), "One two three.");
+  }
+  grpc::ClientContext context;
+  v1::ModelsResponse models;
+  ASSERT_TRUE(inference_->Models(&context, {}, &models).ok());
+  EXPECT_EQ(models.models(0).id(), "demo");
+  EXPECT_EQ(models.models(0).arithmetic(), "cpu-test-1");
+  EXPECT_EQ(models.models(0).numerics(), "exact");
+}
+
+TEST_F(GrpcServiceTest, ClusterShowsItsRanksAndDrains) {
+  const auto cluster = v1::Cluster::NewStub(channel_);
+  {
+    grpc::ClientContext context;
+    v1::StatusResponse status;
+    ASSERT_TRUE(cluster->Status(&context, {}, &status).ok());
+    EXPECT_EQ(status.epoch(), 7);
+    EXPECT_EQ(status.tp(), 2);
+    EXPECT_TRUE(status.ready());
+    ASSERT_EQ(status.ranks_size(), 2);
+    EXPECT_EQ(status.ranks(1).state(), "lost");
+  }
+  grpc::ClientContext context;
+  v1::DrainResponse drained;
+  EXPECT_TRUE(cluster->Drain(&context, {}, &drained).ok());
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(GrpcServiceTest, TrainingSaysThatItIsNotSupported) {
+  const auto training = v1::Training::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::Job job;
+  const grpc::Status status = training->CreateJob(&context, {}, &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("fine-tune"));
+}
+
+TEST_F(GrpcServiceTest, AKeyIsAskedFor) {
+  Start({.api_key = "secret"});
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer secret");
+  EXPECT_TRUE(Generate(TextRequest(), context).status.ok());
+}
+
+TEST_F(GrpcServiceTest, StopsWhileARequestIsUnderWay) {
+  engine_->StallAfter(1);
+  std::thread client(
+      [this] { EXPECT_NE(Generate(TextRequest()).status.error_code(), grpc::StatusCode::OK); });
+  while (engine_->num_active() == 0) absl::SleepFor(absl::Milliseconds(5));
+  server_->Stop(absl::Now() + absl::Milliseconds(100));
+  client.join();
+  EXPECT_TRUE(WaitUntilIdle());
+}
+
+TEST_F(GrpcServiceTest, NamesAnAddressThatIsTaken) {
+  GrpcServerOptions options;
+  options.address = absl::StrCat("127.0.0.1:", server_->port());
+  options.engine = engine_.get();
+  options.model = &model_;
+  const auto second = GrpcServer::Start(options);
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(options.address));
+}
+
+}  // namespace
+}  // namespace plumbline
