@@ -242,11 +242,14 @@ TEST(ModelText, ReadsTheDemoModel) {
   auto text = LoadModelText(kRoot + "/deploy/demo_model/model");
   ASSERT_TRUE(text.ok()) << text.status();
   ASSERT_TRUE((*text)->chat_template.has_value());
-  EXPECT_EQ((*text)->chat_template->source(), ReadFile(kRoot + "/deploy/demo_model/chat_template.jinja"));
+  // Transformers drops the newline at the file's end.
+  EXPECT_EQ((*text)->chat_template->source() + "\n",
+            ReadFile(kRoot + "/deploy/demo_model/chat_template.jinja"));
   EXPECT_EQ((*text)->eos_ids, (std::vector<int32_t>{2041, 2043}));
 
   Json line = Json::parse(TokenizeLine(
-      **text, R"({"messages": [{"role": "user", "content": "hi"}], "add_generation_prompt": true})"));
+      **text,
+      R"({"messages": [{"role": "user", "content": "hi"}], "add_generation_prompt": true})"));
   EXPECT_EQ(line["text"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_EQ(line["ids"][0], *(*text)->tokenizer->IdOf("<|im_start|>"));
   line = Json::parse(TokenizeLine(**text, R"({"text": "hi<|im_end|>"})"));

@@ -3,6 +3,8 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
@@ -47,6 +49,32 @@ size_t SubpartLength(std::string_view text, size_t pos, bool& complete) {
   }
   complete = true;
   return length;
+}
+
+// Marks and compatibility characters that Unicode got after version 9, whose tables the Hugging
+// Face library normalizes by (found by comparing all characters): to it they are plain characters.
+struct CodePointRange {
+  char32_t first;
+  char32_t last;
+};
+constexpr CodePointRange kUnknownToReference[] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0x32FF, 0x32FF},   {0xA7F2, 0xA7F4},
+    {0xA82C, 0xA82C},   {0xAB69, 0xAB69},   {0x10781, 0x10785}, {0x10787, 0x107B0},
+    {0x107B2, 0x107BA}, {0x10D24, 0x10D27}, {0x10EAB, 0x10EAC}, {0x10F46, 0x10F50},
+    {0x10F82, 0x10F85}, {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E},
+    {0x11839, 0x1183A}, {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+    {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
+    {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x16FF0, 0x16FF1},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1F16C, 0x1F16C},
+    {0x1FBF0, 0x1FBF9}};
+
+bool IsUnknownToReference(char32_t c) {
+  if (c < kUnknownToReference[0].first) return false;
+  return std::any_of(
+      std::begin(kUnknownToReference), std::end(kUnknownToReference),
+      [c](const CodePointRange& range) { return c >= range.first && c <= range.last; });
 }
 
 bool IsAscii(std::string_view text) {
@@ -100,6 +128,36 @@ void AppendUtf8(char32_t c, std::string& out) {
   }
 }
 
+namespace {
+
+// One stretch without characters that are unknown to the reference.
+void AppendNormalized(std::vector<utf8proc_int32_t> points, bool compose, std::string& out) {
+  // utf8proc_decompose sorts marks by insertion, which is quadratic in a run a user may send; hence
+  // our own sort.
+  auto class_of = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
+  for (size_t i = 0; i < points.size();) {
+    if (class_of(points[i]) == 0) {
+      ++i;
+      continue;
+    }
+    size_t end = i;
+    while (end < points.size() && class_of(points[end]) != 0) ++end;
+    std::stable_sort(points.begin() + i, points.begin() + end,
+                     [&](auto a, auto b) { return class_of(a) < class_of(b); });
+    i = end;
+  }
+  if (compose) {
+    utf8proc_ssize_t length = utf8proc_normalize_utf32(
+        points.data(), points.size(),
+        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    PL_CHECK(length >= 0);
+    points.resize(length);
+  }
+  for (utf8proc_int32_t c : points) AppendUtf8(static_cast<char32_t>(c), out);
+}
+
+}  // namespace
+
 size_t CountCodePoints(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
 }
@@ -127,41 +185,26 @@ std::string Normalize(std::string_view text, NormalForm form) {
   bool compatible = form == NormalForm::kNfkc || form == NormalForm::kNfkd;
   bool compose = form == NormalForm::kNfc || form == NormalForm::kNfkc;
   int decompose_options = UTF8PROC_DECOMPOSE | (compatible ? UTF8PROC_COMPAT : 0);
+  std::string out;
+  out.reserve(text.size());
   std::vector<utf8proc_int32_t> points;
-  points.reserve(text.size() + 8);
+  points.reserve(text.size());
   for (size_t pos = 0; pos < text.size();) {
-    utf8proc_int32_t c = static_cast<utf8proc_int32_t>(NextCodePoint(text, pos));
+    char32_t c = NextCodePoint(text, pos);
+    if (IsUnknownToReference(c)) {
+      AppendNormalized(std::exchange(points, {}), compose, out);
+      AppendUtf8(c, out);
+      continue;
+    }
     utf8proc_int32_t parts[32];  // the longest decomposition in Unicode has 18
     int boundary_class = 0;
-    utf8proc_ssize_t count = utf8proc_decompose_char(
-        c, parts, 32, static_cast<utf8proc_option_t>(decompose_options), &boundary_class);
+    utf8proc_ssize_t count =
+        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, 32,
+                                static_cast<utf8proc_option_t>(decompose_options), &boundary_class);
     PL_CHECK(count >= 0 && count <= 32);
     points.insert(points.end(), parts, parts + count);
   }
-  // utf8proc_decompose sorts marks by insertion, which is quadratic in a run a user may send; hence
-  // our own sort.
-  auto class_of = [](utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; };
-  for (size_t i = 0; i < points.size();) {
-    if (class_of(points[i]) == 0) {
-      ++i;
-      continue;
-    }
-    size_t end = i;
-    while (end < points.size() && class_of(points[end]) != 0) ++end;
-    std::stable_sort(points.begin() + i, points.begin() + end,
-                     [&](auto a, auto b) { return class_of(a) < class_of(b); });
-    i = end;
-  }
-  if (compose) {
-    utf8proc_ssize_t length = utf8proc_normalize_utf32(
-        points.data(), points.size(),
-        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-    PL_CHECK(length >= 0);
-    points.resize(length);
-  }
-  std::string out;
-  out.reserve(text.size());
-  for (utf8proc_int32_t c : points) AppendUtf8(static_cast<char32_t>(c), out);
+  AppendNormalized(std::move(points), compose, out);
   return out;
 }
 

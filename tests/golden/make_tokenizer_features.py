@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 TEXTS = ["", " ", "a", "aa-bb", "--aa--bb--", "aa bb  cc", " aa  bb ", "12 345a6", "x²½٣", "ab<t>ab", "ab <t> ab", "ab  <t>  ab",
          "<t><t>", " <t>", "<t> ", "a<t>b", "foo", "foofoo", " foo ", "foo,foo", "FOO", "ﬁne ﬀ ①", "e\u0301e\u0300", "\u0344\u0345x",
-         "tab\tnew\nline", "aabb", "bbaa", "日本a本", "\u00a0aa\u3000bb", "a-", "-a", "-", "\u180ea", "a_b c_d", "don't we'll", "▁a ▁b", "\r\n\r\n"]
+         "tab\tnew\nline", "aabb", "bbaa", "日本a本", "\u00a0aa\u3000bb", "a-", "-a", "-", "\u180ea", "a_b c_d", "don't we'll", "▁a ▁b", "\r\n\r\n", "\u0e81\u0eba\u0eb8a\u0eba\u0300", "\U0001e2aea\U0001e2ae\u0316"]
 
 
 def base(**options) -> Tokenizer:
