@@ -11,6 +11,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "coordinator/api/http_framing.h"
 
 namespace plumbline {
 namespace asio = boost::asio;
@@ -22,27 +23,6 @@ namespace {
 
 constexpr size_t kReadBytes = 8 << 10;
 constexpr auto kLingerTime = std::chrono::seconds(2);
-
-int HexDigit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-std::string PercentDecode(std::string_view text) {
-  std::string result;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '%' && i + 2 < text.size() && HexDigit(text[i + 1]) >= 0 &&
-        HexDigit(text[i + 2]) >= 0) {
-      result += static_cast<char>(HexDigit(text[i + 1]) * 16 + HexDigit(text[i + 2]));
-      i += 2;
-    } else {
-      result += text[i];
-    }
-  }
-  return result;
-}
 
 // One client. Members without a lock belong to the socket's strand.
 class HttpConnection final : public HttpClient,
@@ -64,7 +44,7 @@ class HttpConnection final : public HttpClient,
   void TurnAway() {
     HttpResponse response = core_->handler->ErrorResponse(503, "too many connections");
     response.headers.push_back({"Retry-After", "1"});
-    const std::string bytes = Head(response, false) + response.body;
+    const std::string bytes = framing_.WholeHead(response) + response.body;
     error_code ignored;
     socket_.non_blocking(true, ignored);
     socket_.write_some(asio::buffer(bytes), ignored);
@@ -116,45 +96,18 @@ class HttpConnection final : public HttpClient,
 
   // ---- composing a response; called by the responder of the current request ----
 
-  std::string Head(const HttpResponse& response, bool is_stream) const {
-    std::string head = absl::StrCat(
-        "HTTP/1.1 ", response.status, " ",
-        std::string(http::obsolete_reason(static_cast<http::status>(response.status))), "\r\n");
-    if (!response.content_type.empty()) {
-      absl::StrAppend(&head, "Content-Type: ", response.content_type, "\r\n");
-    }
-    for (const HttpHeader& header : response.headers) {
-      absl::StrAppend(&head, header.name, ": ", header.value, "\r\n");
-    }
-    if (!is_stream) {
-      absl::StrAppend(&head, "Content-Length: ", response.body.size(), "\r\n");
-    } else if (version_ >= 11) {
-      absl::StrAppend(&head, "Transfer-Encoding: chunked\r\n");
-    }
-    // A stream without chunks ends with its connection.
-    const bool is_kept = keep_alive_ && (!is_stream || version_ >= 11);
-    absl::StrAppend(&head, "Connection: ", is_kept ? "keep-alive" : "close", "\r\n\r\n");
-    return head;
-  }
-
   void RespondWhole(const HttpResponse& response) {
-    std::string bytes = Head(response, false);
+    std::string bytes = framing_.WholeHead(response);
     if (!is_head_request_) bytes += response.body;
     Send(std::move(bytes), true, false);
   }
 
-  std::string Piece(std::string_view piece) const {
-    if (version_ < 11) return std::string(piece);
-    std::string bytes = absl::StrCat(absl::Hex(piece.size()), "\r\n");
-    bytes.append(piece);
-    bytes.append("\r\n");
-    return bytes;
-  }
-  std::string LastPiece() const { return version_ < 11 ? "" : "0\r\n\r\n"; }
+  const HttpFraming& framing() const { return framing_; }
+
   // Nothing may follow a stream that has no marked end.
   void EndsConnection() {
     const std::lock_guard lock(mutex_);
-    if (version_ < 11) keep_alive_ = false;
+    if (!framing_.has_chunks()) keep_alive_ = false;
   }
 
  private:
@@ -258,6 +211,7 @@ class HttpConnection final : public HttpClient,
                error == http::error::end_of_stream || error == http::error::partial_message) {
       return Close();
     }
+    is_head_request_ = false;
     BeginResponse(11, false);
     RespondWhole(core_->handler->ErrorResponse(status, message));
   }
@@ -268,8 +222,8 @@ class HttpConnection final : public HttpClient,
     state_ = State::kBusy;
     read_timer_.cancel();
     const std::lock_guard lock(mutex_);
-    version_ = version;
     keep_alive_ = is_keep_alive && !core_->stopping();
+    framing_ = {.version = version, .keep_alive = keep_alive_};
     response_complete_ = false;
   }
 
@@ -373,7 +327,7 @@ class HttpConnection final : public HttpClient,
   size_t written_ = 0;
 
   // Of the current request; constant between BeginResponse and the end of the response.
-  unsigned version_ = 11;
+  HttpFraming framing_;
   bool is_head_request_ = false;
 
   std::mutex mutex_;
@@ -408,8 +362,8 @@ class ConnectionResponder final : public HttpResponder {
   void StartStream(HttpResponse response) override {
     if (!Advance(Phase::kUnanswered, Phase::kStreaming)) return;
     connection_->EndsConnection();
-    std::string bytes = connection_->Head(response, true);
-    if (!response.body.empty()) bytes += connection_->Piece(response.body);
+    std::string bytes = connection_->framing().StreamHead(response);
+    if (!response.body.empty()) bytes += connection_->framing().Piece(response.body);
     connection_->Send(std::move(bytes), false, true);
   }
 
@@ -417,12 +371,12 @@ class ConnectionResponder final : public HttpResponder {
     const std::lock_guard lock(mutex_);
     if (phase_ != Phase::kStreaming) return false;
     if (piece.empty()) return true;  // an empty chunk would end the stream
-    return connection_->Send(connection_->Piece(piece), false, true);
+    return connection_->Send(connection_->framing().Piece(piece), false, true);
   }
 
   void Finish() override {
     if (!Advance(Phase::kStreaming, Phase::kDone)) return;
-    connection_->Send(connection_->LastPiece(), true, false);
+    connection_->Send(connection_->framing().LastPiece(), true, false);
   }
 
   void OnCancel(std::function<void()> callback) override {
