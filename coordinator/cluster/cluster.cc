@@ -1,0 +1,577 @@
+#include "coordinator/cluster/cluster.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "coordinator/cluster/epoch_store.h"
+#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/worker_link_server.h"
+#include "kernels/check.h"
+#include "parallel/step_codec.h"
+#include "proto/cluster.pb.h"
+#include "proto/status.h"
+
+namespace plumbline {
+namespace {
+
+constexpr absl::Duration kTick = absl::Milliseconds(50);
+// After a rank has failed while every worker is still there: the dead one's own link is about to end.
+constexpr absl::Duration kSettleTime = absl::Milliseconds(20);
+constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
+// A pause of this process is not the workers' silence.
+constexpr absl::Duration kPauseThreshold = absl::Seconds(1);
+
+using Message = std::shared_ptr<const v1::CoordinatorMessage>;
+using Worker = std::shared_ptr<AttachedWorker>;
+
+// The rank's own transport or its peers; another epoch may go well. Anything else would fail again.
+bool IsTransient(absl::StatusCode code) {
+  return code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded ||
+         code == absl::StatusCode::kAborted || code == absl::StatusCode::kCancelled;
+}
+
+WorkerIdentity IdentityOf(const v1::Hello& hello) {
+  return {.build = hello.build(),
+          .host = hello.host(),
+          .pid = hello.pid(),
+          .arithmetics = {hello.arithmetics().begin(), hello.arithmetics().end()},
+          .memory_bytes = hello.memory_bytes(),
+          .host_memory_bytes = hello.host_memory_bytes(),
+          .wanted_rank = hello.wanted_rank()};
+}
+
+// What the coordinator knows of one rank.
+struct Slot {
+  Worker worker;  // null: absent
+  RankInfo info;
+  bool has_weights = false;
+  bool loaded = false;     // in this epoch
+  bool connected = false;  // in this epoch
+  uint64_t epoch_steps = 0;
+  absl::Time last_heard;
+  absl::Time last_progress;  // of loading and connecting
+};
+
+struct InFlight {
+  uint64_t step = 0;
+  absl::Time submitted_at;
+};
+
+class ClusterImpl final : public Cluster {
+ public:
+  ClusterImpl(ClusterOptions options, ModelConfig config, const ShardPlan& plan)
+      : options_(std::move(options)),
+        config_(std::move(config)),
+        needs_(PlanMemory(config_, plan, options_.limits, options_.compute_f32 ? DType::kF32 : config_.dtype)),
+        membership_({.mesh = options_.mesh, .build = options_.build, .arithmetic = options_.arithmetic}),
+        slots_(options_.mesh.size()) {
+    for (int rank = 0; rank < options_.mesh.size(); ++rank) {
+      const int stage = options_.mesh.StageOf(rank);
+      const StageRange layers = plan.LayersOf(stage);
+      slots_[rank].info = {.rank = rank,
+                           .stage = stage,
+                           .tp_index = options_.mesh.TpIndexOf(rank),
+                           .first_layer = static_cast<int>(layers.first),
+                           .last_layer = static_cast<int>(layers.last),
+                           .state = "absent"};
+    }
+    gather_deadline_ = absl::Now() + options_.join_timeout;
+    last_tick_ = absl::Now();
+  }
+
+  ~ClusterImpl() override {
+    Stop();
+    {
+      std::lock_guard lock(mutex_);
+      ticker_ends_ = true;
+    }
+    tick_now_.notify_all();
+    if (ticker_.joinable()) ticker_.join();
+    server_.reset();
+  }
+
+  absl::Status Listen() {
+    PL_ASSIGN_OR_RETURN(
+        server_, WorkerLinkServer::Listen(
+                     {.listen = options_.worker_listen, .join_token = options_.join_token}, &store_,
+                     {.on_message = [this](const Worker& worker, v1::WorkerMessage message) {
+                        Handle(worker, std::move(message));
+                      },
+                      .on_closed = [this](const Worker& worker, absl::Status status) { HandleClosed(worker, status); }}));
+    ticker_ = std::thread([this] { RunTicker(); });
+    return absl::OkStatus();
+  }
+
+  const std::string& worker_address() const override { return server_->address(); }
+
+  void Start(std::function<void(RunnerEvent)> listener) override {
+    {
+      std::lock_guard delivery(delivery_mutex_);
+      listener_ = std::move(listener);
+    }
+    Deliver();
+  }
+
+  void Submit(StepPlan plan) override {
+    auto message = std::make_shared<v1::CoordinatorMessage>();
+    message->set_step_plan(EncodeStepPlan(plan));
+    std::lock_guard lock(mutex_);
+    if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
+    if (in_flight_.empty()) progress_at_ = absl::Now();
+    in_flight_.push_back({plan.step, absl::Now()});
+    ++epoch_submitted_;
+    for (Slot& slot : slots_) slot.worker->Send(message);
+  }
+
+  void Stop() override {
+    {
+      std::lock_guard lock(mutex_);
+      if (phase_ != Phase::kFailed && phase_ != Phase::kStopped) SendHome("the coordinator stops");
+      phase_ = Phase::kStopped;
+    }
+    Deliver();
+    std::lock_guard delivery(delivery_mutex_);
+    listener_ = nullptr;
+    stopped_ = true;
+  }
+
+  void Fail(absl::Status reason) override {
+    {
+      std::lock_guard lock(mutex_);
+      FailLocked(std::move(reason));
+    }
+    Deliver();
+  }
+
+  ClusterSnapshot Snapshot() const override {
+    std::lock_guard lock(mutex_);
+    ClusterSnapshot snapshot = {.epoch = epoch_,
+                                .tp = options_.mesh.tp,
+                                .pp = options_.mesh.pp,
+                                .arithmetic = arithmetic_,
+                                .ready = phase_ == Phase::kRunning};
+    for (const Slot& slot : slots_) snapshot.ranks.push_back(slot.info);
+    return snapshot;
+  }
+
+ private:
+  enum class Phase {
+    kGathering,   // until every rank has a worker
+    kLoading,     // until every rank holds its weights
+    kConnecting,  // until every rank has its peers
+    kRunning,
+    kFailed,
+    kStopped,
+  };
+
+  // ---- messages of workers; each takes the lock, then delivers what came of it ----
+
+  void Handle(const Worker& worker, v1::WorkerMessage message) {
+    absl::StatusOr<StepResult> result = absl::NotFoundError("");
+    if (message.has_step_done() && !message.step_done().result().empty()) {
+      result = DecodeStepResult(message.step_done().result());
+    }
+    {
+      std::lock_guard lock(mutex_);
+      const int rank = RankOf(worker);
+      if (rank < 0) {
+        Welcome(worker, message);
+      } else {
+        slots_[rank].last_heard = absl::Now();
+        Dispatch(rank, message, std::move(result));
+      }
+    }
+    Deliver();
+  }
+
+  void HandleClosed(const Worker& worker, const absl::Status& status) {
+    {
+      std::lock_guard lock(mutex_);
+      const int rank = RankOf(worker);
+      if (rank >= 0) Lose(rank, status);
+    }
+    Deliver();
+  }
+
+  int RankOf(const Worker& worker) const {
+    for (size_t rank = 0; rank < slots_.size(); ++rank) {
+      if (slots_[rank].worker == worker) return static_cast<int>(rank);
+    }
+    return -1;
+  }
+
+  void Welcome(const Worker& worker, const v1::WorkerMessage& message) {
+    if (!message.has_hello()) {  // or it was given up
+      return worker->Close(absl::InvalidArgumentError("a worker's first message is hello"));
+    }
+    if (phase_ == Phase::kFailed || phase_ == Phase::kStopped) {
+      return worker->Close(absl::UnavailableError("the cluster has ended"));
+    }
+    const v1::Hello& hello = message.hello();
+    const absl::StatusOr<int> rank = membership_.Join(IdentityOf(hello));
+    if (!rank.ok()) {
+      Log(absl::StrCat("refused a worker at ", worker->peer(), ": ", rank.status().message()));
+      worker->Close(rank.status());
+      // A machine that cannot take part in this run, while the run takes shape: no later one will help.
+      if (absl::IsUnimplemented(rank.status()) && epoch_ == 0) FailLocked(rank.status());
+      return;
+    }
+    Slot& slot = slots_[*rank];
+    slot.worker = worker;
+    slot.last_heard = absl::Now();
+    slot.has_weights = false;
+    slot.info.host = hello.host();
+    slot.info.pid = hello.pid();
+    slot.info.state = "loading";
+    slot.info.steps = 0;
+    slot.info.rss_bytes = 0;
+    slot.info.weight_bytes = 0;
+    slot.info.load_fraction = 0;
+    Log(absl::StrCat(membership_.Name(*rank), " joined from ", worker->peer()));
+    ConfigureIfComplete();
+  }
+
+  void Dispatch(int rank, const v1::WorkerMessage& message, absl::StatusOr<StepResult> result) {
+    Slot& slot = slots_[rank];
+    switch (message.message_case()) {
+      case v1::WorkerMessage::kProgress:
+        if (message.progress().epoch() != epoch_ || message.progress().bytes_total() <= 0) return;
+        slot.last_progress = absl::Now();
+        slot.info.load_fraction = std::min(1.0, static_cast<double>(message.progress().bytes_done()) /
+                                                    static_cast<double>(message.progress().bytes_total()));
+        return;
+      case v1::WorkerMessage::kLoaded:
+        // Weights stay from epoch to epoch, so this is news even when the epoch has ended meanwhile.
+        slot.has_weights = true;
+        slot.info.weight_bytes = message.loaded().weight_bytes();
+        slot.info.load_fraction = 1;
+        if (message.loaded().epoch() != epoch_ || phase_ != Phase::kLoading) return;
+        slot.loaded = true;
+        Log(absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded", " its weights"));
+        return ConnectIfLoaded();
+      case v1::WorkerMessage::kReady:
+        if (message.ready().epoch() != epoch_ || phase_ != Phase::kConnecting) return;
+        slot.connected = true;
+        slot.info.state = "ready";
+        return RunIfConnected();
+      case v1::WorkerMessage::kStepDone:
+        return HandleStepDone(rank, message.step_done(), std::move(result));
+      case v1::WorkerMessage::kFailure:
+        return HandleFailure(rank, message.failure());
+      case v1::WorkerMessage::kHeartbeat:
+        slot.info.rss_bytes = message.heartbeat().rss_bytes();
+        return;
+      case v1::WorkerMessage::kHello:
+      case v1::WorkerMessage::MESSAGE_NOT_SET:
+        return GiveUp(rank, absl::InvalidArgumentError("sent a message that makes no sense"));
+    }
+  }
+
+  void HandleStepDone(int rank, const v1::StepDone& done, absl::StatusOr<StepResult> result) {
+    Slot& slot = slots_[rank];
+    ++slot.info.steps;
+    if (done.epoch() != epoch_ || phase_ != Phase::kRunning) return;
+    ++slot.epoch_steps;
+    if (rank != options_.mesh.RankOf(options_.mesh.pp - 1, 0)) return;
+    if (!result.ok() || in_flight_.empty() || result->step != in_flight_.front().step || result->epoch != epoch_) {
+      return GiveUp(rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(), " that is not due: ",
+                                                           result.status().message())));
+    }
+    in_flight_.pop_front();
+    progress_at_ = absl::Now();
+    fruitless_epochs_ = 0;
+    ++epoch_done_;
+    Post(*std::move(result));
+  }
+
+  void HandleFailure(int rank, const v1::Failure& failure) {
+    if (failure.epoch() != epoch_) return;
+    const absl::Status status(static_cast<absl::StatusCode>(failure.code()), failure.message());
+    Log(absl::StrCat(membership_.Name(rank), " failed: ", failure.message()));
+    if (phase_ == Phase::kLoading) slots_[rank].has_weights = false;
+    if ((phase_ == Phase::kLoading || phase_ == Phase::kConnecting) && !IsTransient(status.code())) {
+      return FailLocked(status);
+    }
+    LoseEpoch(status);
+  }
+
+  // ---- epochs; REQUIRES: mutex_ is held ----
+
+  void ConfigureIfComplete() {
+    if (phase_ != Phase::kGathering || !membership_.complete()) return;
+    if (absl::Now() < settled_at_) {
+      tick_now_.notify_all();
+      return;
+    }
+    arithmetic_ = membership_.FixArithmetic();
+    std::vector<RankBytes> to_load;
+    for (const RankBytes& bytes : needs_) {
+      if (!slots_[bytes.rank].has_weights) to_load.push_back(bytes);
+    }
+    if (absl::Status status = membership_.CheckMemory(to_load); !status.ok()) return FailLocked(std::move(status));
+    ++epoch_;
+    phase_ = Phase::kLoading;
+    store_.Begin(epoch_);
+    for (Slot& slot : slots_) {
+      slot.loaded = slot.connected = false;
+      slot.epoch_steps = 0;
+      slot.last_progress = absl::Now();
+      slot.info.state = "loading";
+      slot.worker->Send(ConfigureMessage(slot.info.rank));
+    }
+  }
+
+  Message ConfigureMessage(int rank) const {
+    auto message = std::make_shared<v1::CoordinatorMessage>();
+    v1::Configure& configure = *message->mutable_configure();
+    configure.set_epoch(epoch_);
+    configure.set_rank(rank);
+    configure.set_tp(options_.mesh.tp);
+    configure.set_pp(options_.mesh.pp);
+    configure.set_model_dir(options_.model_dir);
+    configure.set_config_json(options_.config_json);
+    configure.set_num_layers(options_.num_layers);
+    if (options_.random_seed) configure.set_random_seed(*options_.random_seed);
+    configure.set_arithmetic(arithmetic_);
+    configure.set_compute_dtype(options_.compute_f32 ? "f32" : "auto");
+    configure.set_max_tokens(options_.limits.max_tokens);
+    configure.set_max_sequences(options_.limits.max_sequences);
+    configure.set_max_step_tokens(options_.limits.max_step_tokens);
+    configure.set_num_threads(options_.num_threads);
+    // A collective gives up a little before the step does: it knows which peer is late.
+    configure.set_step_timeout_ms(absl::ToInt64Milliseconds(options_.step_timeout * 9 / 10));
+    configure.set_fingerprint(config_.Fingerprint());
+    return message;
+  }
+
+  void ConnectIfLoaded() {
+    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.loaded; })) return;
+    phase_ = Phase::kConnecting;
+    auto message = std::make_shared<v1::CoordinatorMessage>();
+    message->mutable_connect()->set_epoch(epoch_);
+    for (Slot& slot : slots_) {
+      slot.last_progress = absl::Now();
+      slot.worker->Send(message);
+    }
+  }
+
+  void RunIfConnected() {
+    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.connected; })) return;
+    phase_ = Phase::kRunning;
+    in_flight_.clear();
+    epoch_submitted_ = epoch_done_ = 0;
+    const bool recurrent = config_.num_layers_of(MixerKind::kGatedDeltaNet) > 0;
+    Log(absl::StrCat("epoch ", epoch_, " is ready, arithmetic ", arithmetic_));
+    Post(RunnerReady{.epoch = epoch_,
+                     .capacity = {.num_blocks = (options_.limits.max_tokens + kGridTokens - 1) / kGridTokens,
+                                  .num_state_slots = recurrent ? options_.limits.max_sequences : 0,
+                                  .max_step_tokens = options_.limits.max_step_tokens,
+                                  .pipeline_stages = options_.mesh.pp}});
+  }
+
+  // The epoch is over; workers that are left keep their weights.
+  void LoseEpoch(const absl::Status& reason) {
+    if (phase_ != Phase::kLoading && phase_ != Phase::kConnecting && phase_ != Phase::kRunning) return;
+    Log(absl::StrCat("epoch ", epoch_, " is lost: ", reason.message()));
+    if (phase_ == Phase::kRunning) Post(RunnerLost{.epoch = epoch_, .reason = reason});
+    if (phase_ != Phase::kRunning || (epoch_submitted_ > 0 && epoch_done_ == 0)) ++fruitless_epochs_;
+    if (fruitless_epochs_ > options_.max_fruitless_epochs) {
+      return FailLocked(absl::Status(reason.code(), absl::StrCat(fruitless_epochs_, " epochs in a row came to nothing; "
+                                                                 "the last: ", reason.message())));
+    }
+    phase_ = Phase::kGathering;
+    gather_deadline_ = absl::Now() + options_.rejoin_timeout;
+    settled_at_ = membership_.complete() ? absl::Now() + kSettleTime : absl::InfinitePast();
+    store_.Begin(epoch_ + 1);
+    auto message = std::make_shared<v1::CoordinatorMessage>();
+    message->mutable_abort()->set_epoch(epoch_);
+    message->mutable_abort()->set_reason(std::string(reason.message()));
+    for (Slot& slot : slots_) {
+      if (slot.worker == nullptr) continue;
+      slot.info.state = "loading";
+      slot.worker->Send(message);
+    }
+    ConfigureIfComplete();
+  }
+
+  // The worker of this rank has gone.
+  void Lose(int rank, const absl::Status& status) {
+    const absl::Status reason(status.code(), absl::StrCat(membership_.Name(rank), ": ", status.message()));
+    Log(absl::StrCat("lost ", reason.message()));
+    slots_[rank].worker = nullptr;
+    slots_[rank].has_weights = false;
+    slots_[rank].info.state = "lost";
+    membership_.Leave(rank);
+    LoseEpoch(reason);
+  }
+
+  // The worker of this rank may live, but is of no use.
+  void GiveUp(int rank, const absl::Status& status) {
+    slots_[rank].worker->Drop();
+    if (options_.on_given_up) {
+      Post([this, rank, pid = slots_[rank].info.pid] { options_.on_given_up(rank, pid); });
+    }
+    Lose(rank, status);
+  }
+
+  void FailLocked(absl::Status reason) {
+    if (phase_ == Phase::kFailed || phase_ == Phase::kStopped) return;
+    Log(absl::StrCat("the cluster has failed: ", reason.message()));
+    phase_ = Phase::kFailed;
+    store_.Begin(epoch_ + 1);
+    SendHome(std::string(reason.message()));
+    Post(RunnerLost{.epoch = epoch_, .reason = std::move(reason), .fatal = true});
+  }
+
+  void SendHome(const std::string& reason) {
+    auto message = std::make_shared<v1::CoordinatorMessage>();
+    message->mutable_shutdown()->set_reason(reason);
+    for (Slot& slot : slots_) {
+      if (slot.worker == nullptr) continue;
+      slot.worker->Send(message);
+      slot.worker->Close(absl::OkStatus());
+      slot.worker = nullptr;
+      slot.info.state = "absent";
+    }
+  }
+
+  // ---- what time brings ----
+
+  void RunTicker() {
+    std::unique_lock lock(mutex_);
+    while (!ticker_ends_) {
+      const absl::Time now = absl::Now();
+      const absl::Duration wait = settled_at_ > now ? std::min(kTick, settled_at_ - now) : kTick;
+      tick_now_.wait_for(lock, absl::ToChronoMicroseconds(wait) + std::chrono::microseconds(1));
+      Tick();
+      lock.unlock();
+      Deliver();
+      lock.lock();
+    }
+  }
+
+  void Tick() {
+    const absl::Time now = absl::Now();
+    const absl::Duration pause = now - last_tick_;
+    last_tick_ = now;
+    if (pause > kPauseThreshold) {
+      for (Slot& slot : slots_) slot.last_heard += pause, slot.last_progress += pause;
+      progress_at_ += pause;
+    }
+    for (int rank = 0; rank < options_.mesh.size(); ++rank) CheckAlive(rank, now);
+    if (phase_ == Phase::kRunning && !in_flight_.empty() &&
+        now - std::max(progress_at_, in_flight_.front().submitted_at) > options_.step_timeout) {
+      LoseEpoch(LateStep());
+    }
+    if (phase_ != Phase::kGathering) return;
+    ConfigureIfComplete();
+    if (phase_ == Phase::kGathering && now > gather_deadline_) {
+      FailLocked(absl::DeadlineExceededError(
+          absl::StrCat("no worker came for rank ", absl::StrJoin(membership_.missing(), ", "), " within ",
+                       absl::FormatDuration(epoch_ == 0 ? options_.join_timeout : options_.rejoin_timeout))));
+    }
+  }
+
+  void CheckAlive(int rank, absl::Time now) {
+    Slot& slot = slots_[rank];
+    if (slot.worker == nullptr) return;
+    if (now - slot.last_heard > options_.heartbeat_timeout) {
+      return GiveUp(rank, absl::DeadlineExceededError(absl::StrCat("gave no sign of life for ",
+                                                                   absl::FormatDuration(now - slot.last_heard))));
+    }
+    if (phase_ == Phase::kLoading && !slot.loaded && now - slot.last_progress > options_.load_timeout) {
+      return GiveUp(rank, absl::DeadlineExceededError(absl::StrCat("made no progress loading for ",
+                                                                   absl::FormatDuration(options_.load_timeout))));
+    }
+    if (phase_ == Phase::kConnecting && !slot.connected && now - slot.last_progress > kConnectTimeout) {
+      GiveUp(rank, absl::DeadlineExceededError(absl::StrCat("did not connect to its peers within ",
+                                                            absl::FormatDuration(kConnectTimeout))));
+    }
+  }
+
+  // Names the ranks that are furthest behind.
+  absl::Status LateStep() const {
+    uint64_t least = UINT64_MAX;
+    for (const Slot& slot : slots_) least = std::min(least, slot.epoch_steps);
+    std::vector<std::string> behind;
+    for (const Slot& slot : slots_) {
+      if (slot.epoch_steps == least) behind.push_back(membership_.Name(slot.info.rank));
+    }
+    return absl::DeadlineExceededError(absl::StrCat("step ", in_flight_.front().step, " is not done after ",
+                                                    absl::FormatDuration(options_.step_timeout), "; furthest behind, ",
+                                                    least, " steps into the epoch: ", absl::StrJoin(behind, ", ")));
+  }
+
+  // ---- out of the lock, in order ----
+
+  void Post(RunnerEvent event) {
+    outbox_.push_back([this, event = std::move(event)]() mutable { listener_(std::move(event)); });
+  }
+  void Post(std::function<void()> call) { outbox_.push_back(std::move(call)); }
+  void Log(std::string line) {
+    if (options_.log) outbox_.push_back([this, line = std::move(line)] { options_.log(line); });
+  }
+
+  // Events leave in the order they were posted; those before Start wait for it, those after Stop go nowhere.
+  void Deliver() {
+    std::lock_guard delivery(delivery_mutex_);
+    if (listener_ == nullptr && !stopped_) return;
+    std::deque<std::function<void()>> calls;
+    {
+      std::lock_guard lock(mutex_);
+      calls.swap(outbox_);
+    }
+    if (stopped_) return;
+    for (auto& call : calls) call();
+  }
+
+  const ClusterOptions options_;
+  const ModelConfig config_;
+  const std::vector<RankBytes> needs_;
+
+  mutable std::mutex mutex_;
+  Membership membership_;
+  std::vector<Slot> slots_;  // by rank
+  EpochStore store_;
+  Phase phase_ = Phase::kGathering;
+  uint64_t epoch_ = 0;  // of the last Configure
+  std::string arithmetic_;
+  std::deque<InFlight> in_flight_;
+  absl::Time progress_at_;        // the last step done
+  uint64_t epoch_submitted_ = 0;  // steps
+  uint64_t epoch_done_ = 0;
+  int fruitless_epochs_ = 0;
+  absl::Time gather_deadline_;
+  absl::Time settled_at_ = absl::InfinitePast();
+  absl::Time last_tick_;
+  std::deque<std::function<void()>> outbox_;
+
+  std::mutex delivery_mutex_;  // before mutex_
+  std::function<void(RunnerEvent)> listener_;
+  bool stopped_ = false;
+
+  std::condition_variable tick_now_;
+  bool ticker_ends_ = false;
+  std::thread ticker_;
+  std::unique_ptr<WorkerLinkServer> server_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Create(ClusterOptions options) {
+  PL_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(options.config_json));
+  if (options.num_layers > 0) config = WithLayers(std::move(config), options.num_layers);
+  PL_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Make(config, options.mesh));
+  auto cluster = std::make_unique<ClusterImpl>(std::move(options), std::move(config), plan);
+  PL_RETURN_IF_ERROR(cluster->Listen());
+  return cluster;
+}
+
+}  // namespace plumbline

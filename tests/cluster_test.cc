@@ -1,0 +1,550 @@
+// The cluster of worker processes, with real processes: the same bits at any shape, workers killed, stopped, refused and
+// left alone, configurations that cannot work.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <deque>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "coordinator/cluster/child_process.h"
+#include "coordinator/cluster/cluster.h"
+#include "coordinator/cluster/join_token.h"
+#include "coordinator/cluster/launcher.h"
+#include "coordinator/cluster/membership.h"
+
+namespace plumbline {
+namespace {
+
+using ::testing::HasSubstr;
+
+const std::string kDemoModel = std::string(PLUMBLINE_SOURCE_DIR) + "/deploy/demo_model/model";
+constexpr absl::Duration kPatience = absl::Seconds(60);  // of a busy machine
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+// The runner's events, in order.
+class Events {
+ public:
+  void Push(RunnerEvent event) {
+    std::lock_guard lock(mutex_);
+    events_.push_back(std::move(event));
+    changed_.notify_all();
+  }
+  // The next event, which must be an E.
+  template <typename E>
+  E Next(absl::Duration patience = kPatience) {
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(patience), [this] { return !events_.empty(); })) {
+      ADD_FAILURE() << "no event within " << patience;
+      return E();
+    }
+    RunnerEvent event = std::move(events_.front());
+    events_.pop_front();
+    if (E* wanted = std::get_if<E>(&event)) return std::move(*wanted);
+    const RunnerLost* lost = std::get_if<RunnerLost>(&event);
+    ADD_FAILURE() << "another event: " << event.index() << " " << (lost ? lost->reason.ToString() : "");
+    return E();
+  }
+  template <typename E>
+  E SkipTo() {
+    while (true) {
+      {
+        std::unique_lock lock(mutex_);
+        if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPatience), [this] { return !events_.empty(); })) break;
+        if (!std::holds_alternative<E>(events_.front())) {
+          events_.pop_front();
+          continue;
+        }
+      }
+      return Next<E>();
+    }
+    ADD_FAILURE() << "no such event within " << kPatience;
+    return E();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<RunnerEvent> events_;
+};
+
+ClusterOptions DemoOptions(Mesh mesh) {
+  return {.join_token = MakeJoinToken(),
+          .build = "test",
+          .mesh = mesh,
+          .model_dir = kDemoModel,
+          .config_json = ReadFile(kDemoModel + "/config.json"),
+          .limits = {.max_tokens = 1024, .max_sequences = 4, .max_step_tokens = 128}};
+}
+
+std::vector<std::string> WorkerProgram(const std::string& address) {
+  return {CLUSTER_WORKER, "--coordinator", address, "--join-token-file", "-"};
+}
+
+// A cluster whose workers are children of this process.
+struct LaunchedCluster {
+  explicit LaunchedCluster(ClusterOptions options) {
+    options.log = [this](const std::string& line) {
+      std::lock_guard lock(mutex);
+      log.push_back(line);
+    };
+    options.on_given_up = [this](int rank, int64_t pid) { launcher->Kill(rank, pid); };
+    const std::string token = options.join_token;
+    std::vector<int> ranks(options.mesh.size());
+    for (size_t i = 0; i < ranks.size(); ++i) ranks[i] = static_cast<int>(i);
+    auto created = Cluster::Create(std::move(options));
+    EXPECT_TRUE(created.ok()) << created.status();
+    cluster = *std::move(created);
+    auto started = Launcher::Start({.command = WorkerProgram(cluster->worker_address()),
+                                    .join_token = token,
+                                    .ranks = ranks,
+                                    .on_line =
+                                        [this](int rank, const std::string& line) {
+                                          std::lock_guard lock(mutex);
+                                          log.push_back(absl::StrCat("[rank ", rank, "] ", line));
+                                        },
+                                    .on_give_up = [this](absl::Status status) { cluster->Fail(status); }});
+    EXPECT_TRUE(started.ok()) << started.status();
+    launcher = *std::move(started);
+    cluster->Start([this](RunnerEvent event) { events.Push(std::move(event)); });
+  }
+  ~LaunchedCluster() {
+    cluster->Stop();
+    launcher->Stop(absl::Seconds(5));
+  }
+  std::string Log() {
+    std::lock_guard lock(mutex);
+    return absl::StrJoin(log, "\n");
+  }
+
+  Events events;
+  std::mutex mutex;
+  std::vector<std::string> log;
+  std::unique_ptr<Cluster> cluster;
+  std::unique_ptr<Launcher> launcher;
+};
+
+struct Continuation {
+  std::vector<int32_t> tokens;
+  std::string logits;  // of every position
+};
+
+// One sequence: its prompt in one step, then greedy tokens one by one.
+struct Generation {
+  std::vector<int32_t> sequence;
+  int num_prompt_tokens = 0;
+  int num_cached = 0;
+  uint64_t step = 0;
+
+  StepPlan NextPlan(uint64_t epoch) {
+    SequencePlan plan = {.sequence_id = 7,
+                         .tokens = {sequence.begin() + num_cached, sequence.end()},
+                         .start = num_cached,
+                         .num_prompt_tokens = std::max(0, num_prompt_tokens - num_cached),
+                         .block_table = {2},  // of 64 tokens
+                         .state_slot = 1,
+                         .draw_token = true,
+                         .return_logits = true};
+    num_cached = static_cast<int>(sequence.size());
+    return {.epoch = epoch, .step = step++, .sequences = {plan}};
+  }
+};
+
+Continuation Generate(LaunchedCluster& run, uint64_t epoch, const std::vector<int32_t>& prompt, int num_tokens) {
+  Generation generation = {.sequence = prompt, .num_prompt_tokens = static_cast<int>(prompt.size())};
+  Continuation continuation;
+  for (int i = 0; i < num_tokens; ++i) {
+    run.cluster->Submit(generation.NextPlan(epoch));
+    const StepResult result = run.events.Next<StepResult>();
+    if (result.sequences.size() != 1) {
+      ADD_FAILURE() << "step " << i << ": " << run.Log();
+      break;
+    }
+    continuation.tokens.push_back(result.sequences[0].token);
+    continuation.logits += result.sequences[0].logits;
+    generation.sequence.push_back(result.sequences[0].token);
+  }
+  return continuation;
+}
+
+struct ExpectedCase {
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> tokens;
+};
+
+// A greedy continuation by transformers.
+ExpectedCase Expected(int max_tokens) {
+  const auto cases = nlohmann::json::parse(ReadFile(std::string(PLUMBLINE_SOURCE_DIR) +
+                                                    "/deploy/demo_model/expected.json"))["cases"];
+  ExpectedCase expected = {cases[0]["prompt_token_ids"], cases[0]["token_ids"]};
+  if (static_cast<int>(expected.tokens.size()) > max_tokens) expected.tokens.resize(max_tokens);
+  return expected;
+}
+
+Continuation GenerateExpected(ClusterOptions options) {
+  const ExpectedCase expected = Expected(8);
+  LaunchedCluster run(std::move(options));
+  const RunnerReady ready = run.events.Next<RunnerReady>();
+  EXPECT_EQ(ready.epoch, 1u);
+  EXPECT_EQ(ready.capacity.num_blocks, 16);
+  EXPECT_EQ(ready.capacity.num_state_slots, 4);
+  Continuation continuation = Generate(run, ready.epoch, expected.prompt, static_cast<int>(expected.tokens.size()));
+  EXPECT_EQ(continuation.tokens, expected.tokens) << run.Log();
+  return continuation;
+}
+
+TEST(ClusterTest, ProcessesOfAnyShapeGiveTheSameBits) {
+  const Continuation alone = GenerateExpected(DemoOptions({.tp = 1, .pp = 1}));
+  const Continuation cut = GenerateExpected(DemoOptions({.tp = 2, .pp = 2}));
+  EXPECT_TRUE(alone.logits == cut.logits);
+  // The comparison sees what it should: another arithmetic rounds elsewhere.
+  ClusterOptions other = DemoOptions({.tp = 1, .pp = 1});
+  other.arithmetic = "reference-1";
+  const Continuation reference = GenerateExpected(std::move(other));
+  EXPECT_EQ(reference.logits.size(), alone.logits.size());
+  EXPECT_FALSE(reference.logits == alone.logits);
+}
+
+TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
+  const ExpectedCase expected = Expected(4);
+  LaunchedCluster run(DemoOptions({.tp = 2, .pp = 2}));
+  RunnerReady ready = run.events.Next<RunnerReady>();
+  const Continuation undisturbed = Generate(run, ready.epoch, expected.prompt, 4);
+  for (int victim : {3, 0}) {
+    // With a step under way, which blocks in a collective or is lost.
+    Generation generation = {.sequence = expected.prompt, .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
+    run.cluster->Submit(generation.NextPlan(ready.epoch));
+    const std::vector<RankInfo> before = run.cluster->Snapshot().ranks;
+    const absl::Time killed_at = absl::Now();
+    ASSERT_EQ(kill(static_cast<pid_t>(before[victim].pid), SIGKILL), 0);
+    const RunnerLost lost = run.events.SkipTo<RunnerLost>();
+    EXPECT_EQ(lost.epoch, ready.epoch);
+    EXPECT_FALSE(lost.fatal);
+    const RunnerReady again = run.events.Next<RunnerReady>(absl::Seconds(10));
+    RecordProperty(absl::StrCat("ready_again_ms_", victim), absl::ToInt64Milliseconds(absl::Now() - killed_at));
+    std::printf("killed rank %d, ready again after %ld ms\n", victim,
+                static_cast<long>(absl::ToInt64Milliseconds(absl::Now() - killed_at)));
+    EXPECT_GT(again.epoch, ready.epoch);
+    const std::vector<RankInfo> after = run.cluster->Snapshot().ranks;
+    for (int rank = 0; rank < 4; ++rank) {
+      EXPECT_EQ(after[rank].pid == before[rank].pid, rank != victim);
+      EXPECT_EQ(after[rank].state, "ready");
+      EXPECT_THAT(run.Log(), HasSubstr(absl::StrCat("rank ", rank, " (", after[rank].host, " ", after[rank].pid, ") ",
+                                                    rank == victim ? "loaded" : "kept", " its weights")));
+    }
+    ready = again;
+    const Continuation replayed = Generate(run, ready.epoch, expected.prompt, 4);
+    EXPECT_EQ(replayed.tokens, undisturbed.tokens);
+    EXPECT_TRUE(replayed.logits == undisturbed.logits);
+  }
+  // Steps of an epoch that is over lead to nothing.
+  Generation late = {.sequence = expected.prompt, .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
+  run.cluster->Submit(late.NextPlan(ready.epoch - 1));
+  EXPECT_EQ(Generate(run, ready.epoch, expected.prompt, 1).tokens[0], expected.tokens[0]);
+}
+
+TEST(ClusterTest, AStoppedWorkerIsNoticedAndReplaced) {
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  options.heartbeat_timeout = absl::Seconds(2);
+  LaunchedCluster run(std::move(options));
+  const RunnerReady ready = run.events.Next<RunnerReady>();
+  const RankInfo stopped = run.cluster->Snapshot().ranks[1];
+  ASSERT_EQ(kill(static_cast<pid_t>(stopped.pid), SIGSTOP), 0);
+  const RunnerLost lost = run.events.Next<RunnerLost>(absl::Seconds(10));
+  EXPECT_THAT(lost.reason.message(), HasSubstr(absl::StrCat("rank 1 (", stopped.host, " ", stopped.pid, ")")));
+  EXPECT_THAT(lost.reason.message(), HasSubstr("no sign of life"));
+  EXPECT_GT(run.events.Next<RunnerReady>().epoch, ready.epoch);
+  EXPECT_NE(run.cluster->Snapshot().ranks[1].pid, stopped.pid);
+}
+
+TEST(ClusterTest, AStepThatDoesNotEndEndsItsEpoch) {
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  options.step_timeout = absl::Milliseconds(800);
+  options.heartbeat_timeout = absl::Seconds(30);  // so that it is the step that is missed
+  LaunchedCluster run(std::move(options));
+  const RunnerReady ready = run.events.Next<RunnerReady>();
+  const pid_t stopped = static_cast<pid_t>(run.cluster->Snapshot().ranks[1].pid);
+  ASSERT_EQ(kill(stopped, SIGSTOP), 0);
+  Generation generation = {.sequence = {1, 2, 3}, .num_prompt_tokens = 3};
+  run.cluster->Submit(generation.NextPlan(ready.epoch));
+  const RunnerLost lost = run.events.Next<RunnerLost>(absl::Seconds(10));
+  EXPECT_FALSE(lost.fatal);
+  // Rank 0 waits for rank 1 and says so.
+  EXPECT_THAT(lost.reason.message(), HasSubstr("rank 0"));
+  EXPECT_THAT(lost.reason.message(), HasSubstr("rank 1"));
+  ASSERT_EQ(kill(stopped, SIGCONT), 0);
+  EXPECT_GT(run.events.SkipTo<RunnerReady>().epoch, ready.epoch);
+}
+
+TEST(ClusterTest, AModelThatCannotBeHeldEndsTheRunWithOneCause) {
+  const std::string dir = testing::TempDir() + absl::StrCat("/cluster_test_", getpid());
+  std::filesystem::create_directory(dir);
+  std::filesystem::copy(kDemoModel, dir, std::filesystem::copy_options::recursive);
+  std::filesystem::resize_file(dir + "/model.safetensors", 1 << 20);
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 2});
+  options.model_dir = dir;
+  const absl::Time begin = absl::Now();
+  LaunchedCluster run(std::move(options));
+  const RunnerLost lost = run.events.Next<RunnerLost>();
+  EXPECT_TRUE(lost.fatal);
+  EXPECT_TRUE(absl::IsInvalidArgument(lost.reason)) << lost.reason;
+  EXPECT_THAT(lost.reason.message(), HasSubstr("model.safetensors"));
+  run.launcher->Stop(absl::Seconds(10));
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(10));
+  std::filesystem::remove_all(dir);
+}
+
+TEST(ClusterTest, AModelLargerThanMemoryIsRefusedBeforeLoading) {
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  options.limits.max_tokens = int64_t{1} << 40;
+  LaunchedCluster run(std::move(options));
+  const RunnerLost lost = run.events.Next<RunnerLost>();
+  EXPECT_TRUE(lost.fatal);
+  EXPECT_TRUE(absl::IsResourceExhausted(lost.reason)) << lost.reason;
+  EXPECT_THAT(lost.reason.message(), HasSubstr("more than"));
+}
+
+TEST(ClusterTest, AnArithmeticThatNoWorkerHasIsRefused) {
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  options.arithmetic = "abacus-1";
+  LaunchedCluster run(std::move(options));
+  const RunnerLost lost = run.events.Next<RunnerLost>();
+  EXPECT_TRUE(lost.fatal);
+  EXPECT_THAT(lost.reason.message(), HasSubstr("this run is in abacus-1"));
+}
+
+// A process with all that it wrote to stderr.
+class Process {
+ public:
+  Process(std::vector<std::string> command, const std::string& input) {
+    auto child = StartChild(command, input + "\n");
+    EXPECT_TRUE(child.ok()) << child.status();
+    if (child.ok()) child_ = *child;
+  }
+  ~Process() {
+    if (!ended_) {
+      kill(pid(), SIGKILL);
+      waitpid(pid(), nullptr, 0);
+    }
+    close(child_.stderr_fd);
+  }
+  pid_t pid() const { return child_.pid; }
+
+  // Reads until the text has come, or, when it is empty, until the process has closed its stderr.
+  bool WaitFor(const std::string& text, absl::Duration patience = kPatience) {
+    const absl::Time deadline = absl::Now() + patience;
+    while (text.empty() || output_.find(text) == std::string::npos) {
+      const absl::Duration left = deadline - absl::Now();
+      pollfd readable = {.fd = child_.stderr_fd, .events = POLLIN};
+      if (left <= absl::ZeroDuration() || poll(&readable, 1, static_cast<int>(absl::ToInt64Milliseconds(left))) <= 0) {
+        return false;
+      }
+      char buffer[4096];
+      const ssize_t count = read(child_.stderr_fd, buffer, sizeof(buffer));
+      if (count == 0) return text.empty();
+      if (count > 0) output_.append(buffer, count);
+    }
+    return true;
+  }
+  // Its exit code, or -1 when it does not end in time or was killed.
+  int WaitForEnd(absl::Duration patience = kPatience) {
+    if (!WaitFor("", patience)) return -1;
+    int status = 0;
+    waitpid(pid(), &status, 0);
+    ended_ = true;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  const std::string& output() const { return output_; }
+
+ private:
+  ChildProcess child_;
+  std::string output_;
+  bool ended_ = false;
+};
+
+std::vector<std::string> With(std::vector<std::string> command, std::initializer_list<std::string> more) {
+  command.insert(command.end(), more);
+  return command;
+}
+
+TEST(ClusterTest, StrangersAndDoublesAreRefusedWithALine) {
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  const std::string token = options.join_token;
+  Events events;
+  auto cluster = Cluster::Create(std::move(options));
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  (*cluster)->Start([&](RunnerEvent event) { events.Push(std::move(event)); });
+  const std::vector<std::string> program = WorkerProgram((*cluster)->worker_address());
+
+  Process wrong_token(program, std::string(token.size(), '0'));
+  EXPECT_EQ(wrong_token.WaitForEnd(), 1);
+  EXPECT_THAT(wrong_token.output(), HasSubstr("the join token is wrong"));
+  Process wrong_build(With(program, {"--build", "other"}), token);
+  EXPECT_EQ(wrong_build.WaitForEnd(), 1);
+  EXPECT_THAT(wrong_build.output(), HasSubstr("is build other, the coordinator is test"));
+  Process no_such_rank(With(program, {"--rank", "2"}), token);
+  EXPECT_EQ(no_such_rank.WaitForEnd(), 1);
+  EXPECT_THAT(no_such_rank.output(), HasSubstr("wants rank 2; there are ranks 0 to 1"));
+
+  Process first(With(program, {"--rank", "1"}), token);
+  Process second(With(program, {"--rank", "0"}), token);
+  EXPECT_EQ(events.Next<RunnerReady>().epoch, 1u);
+  Process doubled(With(program, {"--rank", "1"}), token);
+  EXPECT_EQ(doubled.WaitForEnd(), 1);
+  EXPECT_THAT(doubled.output(), HasSubstr("rank 1 is already held by"));
+  EXPECT_THAT(doubled.output(), HasSubstr(absl::StrCat(first.pid())));
+  Process surplus(program, token);
+  EXPECT_EQ(surplus.WaitForEnd(), 1);
+  EXPECT_THAT(surplus.output(), HasSubstr("all 2 ranks are held"));
+
+  // None of them disturbed the run; when it stops, its workers go in good order.
+  EXPECT_TRUE((*cluster)->Snapshot().ready);
+  (*cluster)->Stop();
+  EXPECT_EQ(first.WaitForEnd(absl::Seconds(5)), 0) << first.output();
+  EXPECT_EQ(second.WaitForEnd(absl::Seconds(5)), 0) << second.output();
+  EXPECT_EQ(first.output(), "");
+}
+
+TEST(ClusterTest, AListeningAddressInUseIsTold) {
+  auto first = Cluster::Create(DemoOptions({}));
+  ASSERT_TRUE(first.ok());
+  ClusterOptions options = DemoOptions({});
+  options.worker_listen = (*first)->worker_address();
+  const auto second = Cluster::Create(std::move(options));
+  ASSERT_TRUE(absl::IsUnavailable(second.status()));
+  EXPECT_THAT(second.status().message(), HasSubstr((*first)->worker_address()));
+}
+
+TEST(ClusterTest, WorkersEndWhenTheirCoordinatorIsKilled) {
+  const std::string token = MakeJoinToken();
+  Process coordinator({CLUSTER_WORKER, "--be-coordinator-of", kDemoModel, "--join-token-file", "-"}, token);
+  ASSERT_TRUE(coordinator.WaitFor("\n"));
+  const std::string address = coordinator.output().substr(0, coordinator.output().find('\n'));
+  Process first(WorkerProgram(address), token), second(WorkerProgram(address), token);
+  ASSERT_TRUE(coordinator.WaitFor("ready\n"));
+  kill(coordinator.pid(), SIGKILL);
+  for (Process* worker : {&first, &second}) {
+    EXPECT_EQ(worker->WaitForEnd(absl::Seconds(5)), 1);
+    EXPECT_THAT(worker->output(), HasSubstr(address));
+    EXPECT_EQ(std::count(worker->output().begin(), worker->output().end(), '\n'), 1) << worker->output();
+  }
+}
+
+TEST(LauncherTest, AChildDiesWithTheThreadThatStartedItHoweverThatEnds) {
+  absl::StatusOr<ChildProcess> child;
+  std::thread([&] { child = StartChild({"/bin/sleep", "1000"}, ""); }).join();
+  ASSERT_TRUE(child.ok()) << child.status();
+  int status = 0;
+  ASSERT_EQ(waitpid(child->pid, &status, 0), child->pid);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  close(child->stderr_fd);
+}
+
+TEST(LauncherTest, NoChildOutlivesTheLauncher) {
+  auto launcher = Launcher::Start({.command = {"/bin/sh", "-c", "sleep 1000"}, .ranks = {0}});
+  ASSERT_TRUE(launcher.ok()) << launcher.status();
+  const pid_t pid = static_cast<pid_t>((*launcher)->pid(0));
+  EXPECT_EQ(kill(pid, 0), 0);
+  launcher->reset();
+  EXPECT_EQ(kill(pid, 0), -1);
+}
+
+TEST(LauncherTest, AWorkerThatDiesAgainAndAgainIsGivenUp) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  absl::Status given_up;
+  int num_lines = 0;
+  auto launcher = Launcher::Start({.command = {"/bin/sh", "-c", "echo broken >&2; exit 3"},
+                                   .ranks = {0},
+                                   .max_restarts_per_minute = 3,
+                                   .on_line = [&](int, const std::string& line) { num_lines += line == "broken"; },
+                                   .on_give_up =
+                                       [&](absl::Status status) {
+                                         std::lock_guard lock(mutex);
+                                         given_up = status;
+                                         changed.notify_all();
+                                       }});
+  ASSERT_TRUE(launcher.ok()) << launcher.status();
+  std::unique_lock lock(mutex);
+  ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(10), [&] { return !given_up.ok(); }));
+  EXPECT_THAT(given_up.message(), HasSubstr("rank 0 ended with exit code 3: broken"));
+  lock.unlock();
+  (*launcher)->Stop(absl::ZeroDuration());
+  EXPECT_EQ(num_lines, 4);  // the first life and three restarts
+}
+
+TEST(LauncherTest, AProgramThatIsNotThereIsTold) {
+  const auto launcher = Launcher::Start({.command = {"/no/such/program"}, .ranks = {0, 1}});
+  EXPECT_TRUE(absl::IsNotFound(launcher.status())) << launcher.status();
+  EXPECT_THAT(launcher.status().message(), HasSubstr("/no/such/program"));
+}
+
+WorkerIdentity Identity(int64_t pid, std::vector<std::string> arithmetics) {
+  return {.build = "b", .host = "h", .pid = pid, .arithmetics = std::move(arithmetics)};
+}
+
+TEST(MembershipTest, TheFastestArithmeticThatAllHaveIsChosenAndStays) {
+  Membership membership({.mesh = {.tp = 2, .pp = 1}, .build = "b"});
+  ASSERT_TRUE(membership.Join(Identity(1, {"amx", "avx512", "avx2"})).ok());
+  EXPECT_FALSE(membership.complete());
+  EXPECT_EQ(membership.missing(), std::vector<int>{1});
+  ASSERT_TRUE(membership.Join(Identity(2, {"avx512", "avx2"})).ok());
+  ASSERT_TRUE(membership.complete());
+  EXPECT_EQ(membership.FixArithmetic(), "avx512");
+  // A replacement must do the same: the bits of a run do not change.
+  membership.Leave(0);
+  const auto slower = membership.Join(Identity(3, {"avx2"}));
+  EXPECT_THAT(slower.status().message(), HasSubstr("worker h 3 can do arithmetic avx2; this run is in avx512"));
+  EXPECT_EQ(*membership.Join(Identity(4, {"amx", "avx512"})), 0);
+  EXPECT_EQ(membership.FixArithmetic(), "avx512");
+}
+
+TEST(MembershipTest, AWorkerThatSharesNoArithmeticStandsApart) {
+  Membership membership({.mesh = {.tp = 4, .pp = 1}, .build = "b"});
+  ASSERT_TRUE(membership.Join(Identity(1, {"amx", "avx2"})).ok());
+  ASSERT_TRUE(membership.Join(Identity(2, {"avx2"})).ok());
+  const auto apart = membership.Join(Identity(3, {"neon"}));
+  EXPECT_TRUE(absl::IsUnimplemented(apart.status()));
+  EXPECT_THAT(apart.status().message(), HasSubstr("worker h 3 can do arithmetic neon; the others share avx2"));
+}
+
+TEST(MembershipTest, RanksOfOneHostShareItsMemory) {
+  Membership membership({.mesh = {.tp = 2, .pp = 1}, .build = "b"});
+  for (int pid : {1, 2}) {
+    WorkerIdentity worker = Identity(pid, {"avx2"});
+    worker.memory_bytes = worker.host_memory_bytes = 100;
+    ASSERT_TRUE(membership.Join(worker).ok());
+  }
+  const RankBytes sixty = {.rank = 0, .weight_bytes = 60}, fifty = {.rank = 1, .weight_bytes = 50};
+  EXPECT_TRUE(membership.CheckMemory({sixty}).ok());
+  const absl::Status status = membership.CheckMemory({sixty, fifty});
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  EXPECT_THAT(status.message(), HasSubstr("its ranks 0, 1 need 110 together, 10 (0.00 GiB) more"));
+}
+
+TEST(JoinTokenTest, EveryTokenIsNewAndOnlyEqualOnesAreTheSame) {
+  const std::string token = MakeJoinToken();
+  EXPECT_EQ(token.size(), 64u);
+  EXPECT_NE(token, MakeJoinToken());
+  EXPECT_TRUE(SameToken(token, token));
+  EXPECT_FALSE(SameToken(token, token.substr(1)));
+  EXPECT_FALSE(SameToken(token, std::string(64, '0')));
+}
+
+}  // namespace
+}  // namespace plumbline

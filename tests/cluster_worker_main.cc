@@ -1,0 +1,60 @@
+// What cluster_test starts as processes of their own: a worker, or a coordinator that can be killed.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "coordinator/cluster/cluster.h"
+#include "worker/join_token.h"
+#include "worker/rank_worker.h"
+
+namespace plumbline {
+namespace {
+
+int RunWorker(RankWorkerOptions options) {
+  const absl::Status status = RunRankWorker(std::move(options));
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+// Prints its workers' address, then a line per epoch; runs until it is killed.
+int RunCoordinator(const std::string& model_dir, const std::string& join_token) {
+  std::ifstream file(model_dir + "/config.json");
+  auto cluster = Cluster::Create({.join_token = join_token,
+                                  .build = "test",
+                                  .mesh = {.tp = 2, .pp = 1},
+                                  .model_dir = model_dir,
+                                  .config_json = std::string(std::istreambuf_iterator<char>(file), {}),
+                                  .limits = {.max_tokens = 512, .max_sequences = 2, .max_step_tokens = 64}});
+  if (!cluster.ok()) return 1;
+  std::fprintf(stderr, "%s\n", (*cluster)->worker_address().c_str());
+  (*cluster)->Start([&](RunnerEvent event) {
+    if (std::holds_alternative<RunnerReady>(event)) std::fprintf(stderr, "ready\n");
+  });
+  while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+}  // namespace
+}  // namespace plumbline
+
+int main(int argc, char** argv) {
+  CLI::App app;
+  plumbline::RankWorkerOptions options;
+  options.build = "test";
+  std::string token_file, coordinator_of;
+  app.add_option("--coordinator", options.coordinator);
+  app.add_option("--join-token-file", token_file);
+  app.add_option("--rank", options.wanted_rank);
+  app.add_option("--threads", options.num_threads);
+  app.add_option("--build", options.build);
+  app.add_option("--memory-limit", options.memory_limit_bytes);
+  app.add_option("--be-coordinator-of", coordinator_of);
+  CLI11_PARSE(app, argc, argv);
+  const absl::StatusOr<std::string> token = plumbline::ReadJoinToken(token_file);
+  if (!token.ok()) return 2;
+  if (!coordinator_of.empty()) return plumbline::RunCoordinator(coordinator_of, *token);
+  options.join_token = *token;
+  return plumbline::RunWorker(std::move(options));
+}
