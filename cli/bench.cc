@@ -13,6 +13,7 @@
 #include "cli/runner_factory.h"
 #include "cli/sha256.h"
 #include "proto/status.h"
+#include "worker/host_facts.h"
 
 namespace plumbline {
 namespace {

@@ -14,6 +14,7 @@
 #include "cli/model_flags.h"
 #include "kernels/backend.h"
 #include "proto/status.h"
+#include "worker/host_facts.h"
 #include "worker/backend_factory.h"
 #include "worker/exactness.h"
 
@@ -38,7 +39,7 @@ void PrintHost() {
   constexpr double kGiB = 1 << 30;
   std::printf("processor    %s, %u threads\n", ProcessorName().c_str(), std::thread::hardware_concurrency());
   std::printf("arithmetics  %s\n", absl::StrJoin(CpuArithmetics(), ", ").c_str());
-  std::printf("memory       %.1f GiB free\n", static_cast<double>(FreeHostBytes()) / kGiB);
+  std::printf("memory       %.1f GiB free\n", static_cast<double>(AvailableMemoryBytes()) / kGiB);
   struct statvfs disk;
   if (statvfs(".", &disk) == 0) {
     std::printf("disk here    %.1f GiB free\n", static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / kGiB);

@@ -1,7 +1,5 @@
 #include "cli/model_flags.h"
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
@@ -15,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "parallel/shard_plan.h"
 #include "proto/status.h"
+#include "worker/host_facts.h"
 
 namespace plumbline {
 namespace {
@@ -128,32 +127,13 @@ absl::Status CheckHostMemory(const NamedModel& model, Mesh mesh, const CacheLimi
   PL_ASSIGN_OR_RETURN(ShardPlan plan, ShardPlan::Make(model.config, mesh));
   int64_t needed = 0;
   for (const RankBytes& rank : PlanMemory(model.config, plan, limits, model.compute_dtype)) needed += rank.total();
-  const int64_t available = FreeHostBytes();
+  const int64_t available = AvailableMemoryBytes();
   if (needed <= available) return absl::OkStatus();
   constexpr double kGiB = 1 << 30;
   return absl::ResourceExhaustedError(absl::StrFormat(
       "the model needs %.2f GiB at tp %d, pp %d and this host has %.2f GiB free: %.2f GiB too little "
       "(--max-tokens and --max-sequences make the caches smaller)",
       needed / kGiB, mesh.tp, mesh.pp, available / kGiB, (needed - available) / kGiB));
-}
-
-int64_t FreeHostBytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  int64_t kib = 0;
-  std::string unit;
-  while (file >> key >> kib) {
-    std::getline(file, unit);
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return 0;
-}
-
-int64_t ResidentBytes() {
-  std::ifstream file("/proc/self/statm");
-  int64_t pages = 0, resident = 0;
-  file >> pages >> resident;
-  return resident * sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace plumbline

@@ -58,7 +58,4 @@ int ThreadsPerRank(const ModelFlags& flags, int ranks_on_host);
 // RESOURCE_EXHAUSTED before anything is loaded when the ranks of this host together need more memory than is free.
 absl::Status CheckHostMemory(const NamedModel& model, Mesh mesh, const CacheLimits& limits);
 
-int64_t FreeHostBytes();
-int64_t ResidentBytes();  // of this process
-
 }  // namespace plumbline

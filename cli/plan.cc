@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/model_flags.h"
 #include "proto/status.h"
+#include "worker/host_facts.h"
 
 namespace plumbline {
 namespace {
@@ -43,7 +44,7 @@ absl::StatusOr<Budget> BudgetOf(const std::string& device) {
   if (parts.size() > 2 || (parts.size() == 2 && (!absl::SimpleAtoi(parts[1], &count) || count < 1))) {
     return absl::InvalidArgumentError(absl::StrCat("--device '", device, "': expected NAME:COUNT"));
   }
-  if (parts[0] == "cpu") return Budget{"cpu", FreeHostBytes() / count, count};
+  if (parts[0] == "cpu") return Budget{"cpu", AvailableMemoryBytes() / count, count};
   std::string known = "cpu";
   for (const DeviceKind& kind : kDevices) {
     if (parts[0] == kind.name) return Budget{kind.name, kind.bytes, count};
