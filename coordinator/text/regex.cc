@@ -16,7 +16,8 @@ constexpr size_t kJitStackBytes = 4 << 20;
 // The inside of a class with the meaning that Oniguruma gives to \s and \w. (PCRE2's \s also takes
 // U+180E, its \w no marks.)
 constexpr std::string_view kSpaceClass = R"(\t-\r\x{85}\p{Z})";
-constexpr std::string_view kWordClass = R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
+constexpr std::string_view kWordClass = R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc})"
+                                         R"(\x{B2}\x{B3}\x{B9}\x{BC}-\x{BE})";
 
 absl::StatusOr<std::string> Translate(const std::string& pattern) {
   std::string out;
