@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <cstring>
 
 namespace plumbline {
@@ -36,11 +37,18 @@ Tensor Buffer::View(DType dtype, Shape shape) const {
 
 namespace {
 
-// Anonymous maps: zero-filled by the kernel, page-aligned, huge pages where the kernel grants them.
+constexpr size_t kMapBytes = size_t{256} << 10;
+
+// Large buffers are anonymous maps: zero-filled by the kernel, huge pages where the kernel grants them.
 class HostDevice final : public Device {
  public:
   Buffer Allocate(size_t num_bytes) override {
     if (num_bytes == 0) return {};
+    if (num_bytes < kMapBytes) {
+      void* data = std::aligned_alloc(64, (num_bytes + 63) / 64 * 64);
+      if (data != nullptr) std::memset(data, 0, num_bytes);
+      return {this, data, num_bytes};
+    }
     void* data = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) return {};
     if (num_bytes >= size_t{2} << 20) madvise(data, num_bytes, MADV_HUGEPAGE);
@@ -59,7 +67,13 @@ class HostDevice final : public Device {
   std::string Name() const override { return "cpu"; }
 
  private:
-  void Free(void* data, size_t num_bytes) override { munmap(data, num_bytes); }
+  void Free(void* data, size_t num_bytes) override {
+    if (num_bytes < kMapBytes) {
+      std::free(data);
+    } else {
+      munmap(data, num_bytes);
+    }
+  }
 };
 
 }  // namespace
