@@ -7,15 +7,13 @@
 #include <boost/asio/thread_pool.hpp>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "coordinator/api/api_error.h"
-#include "coordinator/api/openai_types.h"
+#include "coordinator/api/grpc_messages.h"
 #include "coordinator/api/request_builder.h"
-#include "coordinator/api/request_fields.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/inference.grpc.pb.h"
 #include "proto/status.h"
@@ -23,79 +21,8 @@
 namespace plumbline {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr size_t kMaxWaitingMessages = 4096;  // of one stream whose client does not read
 constexpr int kNumSenderThreads = 2;
-
-void Fill(const TokenLogprob& from, v1::TokenInfo& to) {
-  to.set_id(from.token);
-  to.set_logprob(from.logprob);
-  to.set_rank(from.rank);
-  to.mutable_top_ids()->Add(from.top_tokens.begin(), from.top_tokens.end());
-  to.mutable_top_logprobs()->Add(from.top_logprobs.begin(), from.top_logprobs.end());
-}
-
-SamplingParams SamplingOf(const v1::Sampling& from, const SamplingParams& defaults) {
-  SamplingParams to = defaults;
-  if (from.has_temperature()) to.temperature = from.temperature();
-  if (from.has_top_p()) to.top_p = from.top_p();
-  if (from.has_top_k()) to.top_k = from.top_k();
-  if (from.has_min_p()) to.min_p = from.min_p();
-  to.seed = from.has_seed() ? from.seed() : RandomSeed();
-  if (from.has_presence_penalty()) to.presence_penalty = from.presence_penalty();
-  if (from.has_frequency_penalty()) to.frequency_penalty = from.frequency_penalty();
-  if (from.has_repetition_penalty()) to.repetition_penalty = from.repetition_penalty();
-  for (const auto& [token, bias] : from.logit_bias()) to.logit_bias.emplace_back(token, bias);
-  return to;
-}
-
-absl::StatusOr<std::vector<int32_t>> EncodeChat(const RequestBuilder& builder,
-                                                const v1::Chat& chat) {
-  Json messages = Json::array();
-  for (const v1::ChatMessage& message : chat.messages()) {
-    messages.push_back({{"role", message.role()}, {"content", message.content()}});
-  }
-  PL_RETURN_IF_ERROR(CheckMessages(messages));
-  ChatRequest request = {.messages = &messages};
-  Json tools;
-  if (!chat.tools_json().empty()) {
-    PL_ASSIGN_OR_RETURN(tools, ParseJson(chat.tools_json(), "tools_json"));
-    PL_RETURN_IF_ERROR(CheckTools(tools));
-    if (!tools.empty()) request.tools = &tools;
-  }
-  Json arguments;
-  if (!chat.template_arguments_json().empty()) {
-    PL_ASSIGN_OR_RETURN(arguments,
-                        ParseJson(chat.template_arguments_json(), "template_arguments_json"));
-    if (!arguments.is_object()) {
-      return InvalidField("template_arguments_json", "must be a JSON object");
-    }
-    request.chat_template_kwargs = &arguments;
-  }
-  return builder.EncodeChat(request, {});
-}
-
-// Of Generate's and Score's prompts.
-template <typename Request>
-absl::StatusOr<std::vector<int32_t>> EncodePrompt(const RequestBuilder& builder,
-                                                  const Request& request) {
-  std::vector<int32_t> tokens;
-  if (request.has_tokens()) {
-    tokens.assign(request.tokens().ids().begin(), request.tokens().ids().end());
-    PL_RETURN_IF_ERROR(builder.CheckTokens(tokens, "tokens"));
-  } else if (request.has_text()) {
-    PL_ASSIGN_OR_RETURN(tokens,
-                        builder.EncodeText(request.text(), "text", {.add_special_tokens = true}));
-  } else if constexpr (std::is_same_v<Request, v1::GenerateRequest>) {
-    if (!request.has_chat()) return InvalidField("prompt", "is required");
-    PL_ASSIGN_OR_RETURN(tokens, EncodeChat(builder, request.chat()));
-  } else {
-    return InvalidField("prompt", "is required");
-  }
-  if (tokens.empty()) return InvalidField("prompt", "has no tokens");
-  return tokens;
-}
 
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   return absl::FromChrono(context.deadline());
@@ -341,7 +268,7 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
     const auto call = std::make_shared<GenerateCall>(options_.engine, *options_.gate, senders_);
-    call->Start(BuildGenerate(*context, *request));
+    call->Start(AdmitGenerate(*context, *request));
     return call.get();
   }
 
@@ -350,7 +277,7 @@ class InferenceService final : public v1::Inference::CallbackService {
                                   v1::ScoreResponse* response) override {
     const auto call =
         std::make_shared<ScoreCall>(options_.engine, *options_.gate, senders_, response);
-    call->Start(BuildScore(*context, *request));
+    call->Start(AdmitScore(*context, *request));
     return call.get();
   }
 
@@ -358,13 +285,7 @@ class InferenceService final : public v1::Inference::CallbackService {
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override {
     return Answer(context, [&]() -> absl::Status {
-      std::vector<int32_t> tokens;
-      if (request->has_chat()) {
-        PL_ASSIGN_OR_RETURN(tokens, EncodeChat(builder_, request->chat()));
-      } else {
-        PL_ASSIGN_OR_RETURN(
-            tokens, builder_.EncodeText(request->text(), "text", {.add_special_tokens = true}));
-      }
+      PL_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, EncodeTokenize(builder_, *request));
       response->mutable_ids()->Assign(tokens.begin(), tokens.end());
       response->set_max_model_len(static_cast<int32_t>(options_.model->max_model_len));
       return absl::OkStatus();
@@ -420,51 +341,19 @@ class InferenceService final : public v1::Inference::CallbackService {
     return reactor;
   }
 
-  absl::StatusOr<std::vector<GenerationRequest>> BuildGenerate(
+  absl::StatusOr<std::vector<GenerationRequest>> AdmitGenerate(
       const grpc::CallbackServerContext& context, const v1::GenerateRequest& from) const {
     PL_RETURN_IF_ERROR(Admit(context));
-    PL_RETURN_IF_ERROR(builder_.CheckModel(from.model()));
-    const int32_t n = from.n() == 0 ? 1 : from.n();
-    PL_RETURN_IF_ERROR(builder_.CheckChoices(n));
-    GenerationRequest request;
-    request.sampling = SamplingOf(from.sampling(), options_.model->sampling_defaults);
-    request.stop.assign(from.stop().begin(), from.stop().end());
-    request.ignore_eos = from.ignore_eos();
-    if (from.has_logprobs()) {
-      if (from.logprobs() < 0) return InvalidField("logprobs", "must not be negative");
-      request.num_top_logprobs = from.logprobs();
-    }
-    request.deadline = DeadlineOf(context);
-    PL_RETURN_IF_ERROR(builder_.CheckGeneration(request));
-    PL_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(builder_, from));
-    std::optional<int64_t> max_tokens;
-    if (from.has_max_tokens()) max_tokens = from.max_tokens();
-    if (max_tokens == 0) return InvalidField("max_tokens", "must be at least 1; see Score");
-    PL_ASSIGN_OR_RETURN(
-        request.max_tokens,
-        builder_.FitMaxTokens(static_cast<int64_t>(request.prompt.size()), max_tokens));
-    std::vector<GenerationRequest> requests;
-    for (int32_t i = 0; i < n; ++i) {
-      requests.push_back(request);
-      requests.back().id = absl::StrCat("grpc/", i);
-      requests.back().sampling.seed += static_cast<uint64_t>(i);
-    }
+    PL_ASSIGN_OR_RETURN(std::vector<GenerationRequest> requests, BuildGenerate(builder_, from));
+    for (GenerationRequest& request : requests) request.deadline = DeadlineOf(context);
     return requests;
   }
 
-  absl::StatusOr<GenerationRequest> BuildScore(const grpc::CallbackServerContext& context,
+  absl::StatusOr<GenerationRequest> AdmitScore(const grpc::CallbackServerContext& context,
                                                const v1::ScoreRequest& from) const {
     PL_RETURN_IF_ERROR(Admit(context));
-    PL_RETURN_IF_ERROR(builder_.CheckModel(from.model()));
-    if (from.top_logprobs() < 0) return InvalidField("top_logprobs", "must not be negative");
-    GenerationRequest request;
-    request.id = "grpc/score";
-    request.num_prompt_logprobs = from.top_logprobs();
+    PL_ASSIGN_OR_RETURN(GenerationRequest request, BuildScore(builder_, from));
     request.deadline = DeadlineOf(context);
-    PL_RETURN_IF_ERROR(builder_.CheckGeneration(request));
-    PL_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(builder_, from));
-    PL_RETURN_IF_ERROR(
-        builder_.FitMaxTokens(static_cast<int64_t>(request.prompt.size()), 0).status());
     return request;
   }
 
