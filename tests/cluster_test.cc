@@ -11,6 +11,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -430,19 +431,34 @@ TEST(ClusterTest, AListeningAddressInUseIsTold) {
   EXPECT_THAT(second.status().message(), HasSubstr((*first)->worker_address()));
 }
 
-TEST(ClusterTest, WorkersEndWhenTheirCoordinatorIsKilled) {
+// Two workers, not its children, and a coordinator that keeps them busy; killed while the workers are in this state.
+void KillCoordinatorOf(const std::function<void(Process& first, Process& second)>& prepare) {
   const std::string token = MakeJoinToken();
   Process coordinator({CLUSTER_WORKER, "--be-coordinator-of", kDemoModel, "--join-token-file", "-"}, token);
   ASSERT_TRUE(coordinator.WaitFor("\n"));
   const std::string address = coordinator.output().substr(0, coordinator.output().find('\n'));
   Process first(WorkerProgram(address), token), second(WorkerProgram(address), token);
   ASSERT_TRUE(coordinator.WaitFor("ready\n"));
+  prepare(first, second);
   kill(coordinator.pid(), SIGKILL);
-  for (Process* worker : {&first, &second}) {
-    EXPECT_EQ(worker->WaitForEnd(absl::Seconds(5)), 1);
-    EXPECT_THAT(worker->output(), HasSubstr(address));
-    EXPECT_EQ(std::count(worker->output().begin(), worker->output().end(), '\n'), 1) << worker->output();
-  }
+  const absl::Time killed_at = absl::Now();
+  EXPECT_EQ(first.WaitForEnd(absl::Seconds(5)), 1);
+  EXPECT_THAT(first.output(), HasSubstr(address));
+  EXPECT_EQ(std::count(first.output().begin(), first.output().end(), '\n'), 1) << first.output();
+  kill(second.pid(), SIGCONT);
+  EXPECT_EQ(second.WaitForEnd(absl::Seconds(5)), 1);
+  EXPECT_LT(absl::Now() - killed_at, absl::Seconds(5));
+}
+
+TEST(ClusterTest, WorkersEndWhenTheirCoordinatorIsKilled) {
+  KillCoordinatorOf([](Process&, Process&) {});
+}
+
+TEST(ClusterTest, AWorkerThatWaitsForAStoppedPeerEndsWithItsCoordinator) {
+  KillCoordinatorOf([](Process&, Process& second) {
+    kill(second.pid(), SIGSTOP);
+    absl::SleepFor(absl::Milliseconds(100));  // now the first one is in a collective
+  });
 }
 
 TEST(LauncherTest, AChildDiesWithTheThreadThatStartedItHoweverThatEnds) {

@@ -19,7 +19,11 @@ int RunWorker(RankWorkerOptions options) {
   return 1;
 }
 
-// Prints its workers' address, then a line per epoch; runs until it is killed.
+StepPlan OneStep(uint64_t epoch, uint64_t step) {
+  return {.epoch = epoch, .step = step, .sequences = {{.tokens = {1, 2, 3}, .num_prompt_tokens = 3, .block_table = {0}, .state_slot = 0}}};
+}
+
+// Prints its workers' address, then "ready"; keeps them busy with one step after the other until it is killed.
 int RunCoordinator(const std::string& model_dir, const std::string& join_token) {
   std::ifstream file(model_dir + "/config.json");
   auto cluster = Cluster::Create({.join_token = join_token,
@@ -31,7 +35,12 @@ int RunCoordinator(const std::string& model_dir, const std::string& join_token) 
   if (!cluster.ok()) return 1;
   std::fprintf(stderr, "%s\n", (*cluster)->worker_address().c_str());
   (*cluster)->Start([&](RunnerEvent event) {
-    if (std::holds_alternative<RunnerReady>(event)) std::fprintf(stderr, "ready\n");
+    if (const auto* ready = std::get_if<RunnerReady>(&event)) {
+      std::fprintf(stderr, "ready\n");
+      (*cluster)->Submit(OneStep(ready->epoch, 0));
+    } else if (const auto* result = std::get_if<StepResult>(&event)) {
+      (*cluster)->Submit(OneStep(result->epoch, result->step + 1));
+    }
   });
   while (true) std::this_thread::sleep_for(std::chrono::hours(1));
 }

@@ -1,5 +1,7 @@
 #include "worker/epoch_links.h"
 
+#include <thread>
+
 #include "absl/strings/str_cat.h"
 #include "proto/status.h"
 
@@ -31,20 +33,27 @@ absl::Status EpochLinks::ConnectGroup(const Group& group, std::unique_ptr<Commun
                                 .connect_timeout = kConnectTimeout},
                                *store_);
   std::lock_guard lock(mutex_);
-  if (!interrupted_.ok()) return interrupted_;
-  PL_RETURN_IF_ERROR(connected.status());
-  member = *std::move(connected);
-  return absl::OkStatus();
+  // Kept in any case: its end is not to be waited for here.
+  if (connected.ok()) member = *std::move(connected);
+  return interrupted_.ok() ? connected.status() : interrupted_;
 }
 
-void EpochLinks::Interrupt(absl::Status reason) {
+void EpochLinks::Interrupt(const absl::Status& reason) {
   store_->Cancel();
-  std::lock_guard lock(mutex_);
-  if (!interrupted_.ok()) return;
-  interrupted_ = reason;
-  for (Communicator* member : {tp_.get(), pp_.get()}) {
-    if (member != nullptr) member->Abort(reason);
+  Communicator *tp = nullptr, *pp = nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (!interrupted_.ok()) return;
+    interrupted_ = reason;
+    tp = tp_.get();
+    pp = pp_.get();
   }
+  // Side by side: each tells its peers and waits for them a little.
+  std::thread tp_abort([&] {
+    if (tp != nullptr) tp->Abort(reason);
+  });
+  if (pp != nullptr) pp->Abort(reason);
+  tp_abort.join();
 }
 
 }  // namespace plumbline

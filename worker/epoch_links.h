@@ -32,8 +32,9 @@ class EpochLinks {
   absl::Status Connect();
   // REQUIRES: Connect succeeded. Valid as long as this object.
   StageLinks links() const { return {.tp = tp_.get(), .pp = pp_.get()}; }
-  // Ends Connect or a collective under way, and all later ones, with `reason`. Any thread, idempotent.
-  void Interrupt(absl::Status reason);
+  // Ends Connect or a collective under way, and all later ones, with `reason`, at once; then takes its time, a fraction of a
+  // second, to tell the peers. So does the destructor when nobody did. Any thread, idempotent.
+  void Interrupt(const absl::Status& reason);
 
  private:
   struct Group {

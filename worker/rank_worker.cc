@@ -30,16 +30,23 @@ constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
 constexpr absl::Duration kEndPatience = absl::Milliseconds(1500);  // to stop in good order
 constexpr absl::Duration kAbortPatience = absl::Seconds(15);       // to come back from an aborted step
 
-// Three threads: the link's delivers commands and ends what blocks; the caller's of Run computes; the pulse tells that
-// the process lives, and ends it when it must go and the compute thread does not come back.
+// Four threads: the link's delivers commands; the caller's of Run computes; the closer ends connections of epochs that are
+// over, which frees the compute thread at once but takes a while where a peer is dead; the pulse tells that the process
+// lives, and ends it when it must go and the compute thread does not come back.
 class RankWorker {
  public:
   explicit RankWorker(RankWorkerOptions options) : options_(std::move(options)) {}
 
   absl::Status Run() {
     PL_RETURN_IF_ERROR(Attach());
-    std::thread pulse([this] { Pulse(); });
+    std::thread pulse([this] { Pulse(); }), closer([this] { CloseRetired(); });
     Compute();
+    {
+      std::lock_guard lock(mutex_);
+      RetireLocked(std::move(links_), absl::CancelledError("the worker ends"));
+      computed_ = true;
+    }
+    closer.join();
     {
       std::lock_guard lock(mutex_);
       finished_ = true;
@@ -115,29 +122,53 @@ class RankWorker {
 
   // Commands that wait belong to epochs that are over; the compute thread is set free from a collective.
   void AbandonEpochsBefore(uint64_t epoch, const std::string& reason) {
-    std::shared_ptr<EpochLinks> links;
-    {
-      std::lock_guard lock(mutex_);
-      if (epoch <= first_live_epoch_) return;
-      first_live_epoch_ = epoch;
-      abandoned_at_ = absl::Now();
-      inbox_.clear();
-      links = links_;
-    }
-    if (links != nullptr) links->Interrupt(absl::CancelledError(reason));
+    std::lock_guard lock(mutex_);
+    if (epoch <= first_live_epoch_) return;
+    first_live_epoch_ = epoch;
+    abandoned_at_ = absl::Now();
+    inbox_.clear();
+    RetireLocked(links_, absl::CancelledError(reason));
   }
 
   void End(absl::Status status) {
-    std::shared_ptr<EpochLinks> links;
-    {
-      std::lock_guard lock(mutex_);
-      if (end_) return;
-      end_ = std::move(status);
-      ended_at_ = absl::Now();
-      links = links_;
-    }
+    std::lock_guard lock(mutex_);
+    if (end_) return;
+    end_ = std::move(status);
+    ended_at_ = absl::Now();
+    RetireLocked(links_, absl::CancelledError("the worker ends"));
     changed_.notify_all();
-    if (links != nullptr) links->Interrupt(absl::CancelledError("the worker ends"));
+  }
+
+  // ---- the closer ----
+
+  struct Retired {
+    std::shared_ptr<EpochLinks> links;
+    absl::Status reason;
+  };
+
+  void Retire(std::shared_ptr<EpochLinks> links, absl::Status reason) {
+    std::lock_guard lock(mutex_);
+    RetireLocked(std::move(links), std::move(reason));
+  }
+  // REQUIRES: mutex_ is held.
+  void RetireLocked(std::shared_ptr<EpochLinks> links, absl::Status reason) {
+    if (links != nullptr) retired_.push_back({std::move(links), std::move(reason)});
+    changed_.notify_all();
+  }
+
+  // Until the compute thread has ended and nothing is left.
+  void CloseRetired() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [this] { return !retired_.empty() || computed_; });
+      if (retired_.empty()) return;
+      Retired retired = std::move(retired_.front());
+      retired_.pop_front();
+      lock.unlock();
+      retired.links->Interrupt(retired.reason);
+      retired.links.reset();
+      lock.lock();
+    }
   }
 
   // ---- the pulse ----
@@ -189,7 +220,9 @@ class RankWorker {
       }
       std::lock_guard lock(mutex_);
       abortable_ = false;
-      if (!status.ok() && epoch_ >= first_live_epoch_ && !end_) ReportFailure(status);
+      if (status.ok() || epoch_ < first_live_epoch_ || end_) continue;
+      ReportFailure(status);
+      RetireLocked(links_, status);
     }
   }
 
@@ -260,10 +293,12 @@ class RankWorker {
     const absl::Status status = links->Connect();
     if (!status.ok()) {
       std::lock_guard lock(mutex_);
-      links_ = old;
+      links_ = std::move(old);
+      RetireLocked(std::move(links), status);
       return status;
     }
     held_.stage()->Connect(links->links());
+    Retire(std::move(old), absl::CancelledError("a new epoch begins"));
     v1::WorkerMessage message;
     message.mutable_ready()->set_epoch(epoch);
     link_->Send(std::move(message));
@@ -315,9 +350,11 @@ class RankWorker {
   absl::Time abandoned_at_;
   bool abortable_ = false;  // at work that an abort must end
   std::shared_ptr<EpochLinks> links_;   // written by the compute thread
+  std::deque<Retired> retired_;
   std::optional<absl::Status> end_;     // set once: OK when told to go
   absl::Time ended_at_;
-  bool finished_ = false;
+  bool computed_ = false;  // the compute thread has ended
+  bool finished_ = false;  // the closer, too
 };
 
 }  // namespace
