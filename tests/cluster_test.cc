@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -14,6 +15,7 @@
 #include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -60,6 +62,15 @@ class Events {
     const RunnerLost* lost = std::get_if<RunnerLost>(&event);
     ADD_FAILURE() << "another event: " << event.index() << " " << (lost ? lost->reason.ToString() : "");
     return E();
+  }
+  RunnerEvent NextOfAny() {
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPatience), [this] { return !events_.empty(); })) {
+      return RunnerLost{.reason = absl::DeadlineExceededError("no event"), .fatal = true};
+    }
+    RunnerEvent event = std::move(events_.front());
+    events_.pop_front();
+    return event;
   }
   template <typename E>
   E SkipTo() {
@@ -114,6 +125,7 @@ struct LaunchedCluster {
     auto started = Launcher::Start({.command = WorkerProgram(cluster->worker_address()),
                                     .join_token = token,
                                     .ranks = ranks,
+                                    .max_restarts_per_minute = 100,
                                     .on_line =
                                         [this](int rank, const std::string& line) {
                                           std::lock_guard lock(mutex);
@@ -257,6 +269,61 @@ TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
   Generation late = {.sequence = expected.prompt, .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
   run.cluster->Submit(late.NextPlan(ready.epoch - 1));
   EXPECT_EQ(Generate(run, ready.epoch, expected.prompt, 1).tokens[0], expected.tokens[0]);
+}
+
+// The events up to the last result of a generation that nothing disturbed, replayed as often as its epoch is lost.
+Continuation GenerateInSpite(LaunchedCluster& run, const std::vector<int32_t>& prompt, int num_tokens) {
+  uint64_t epoch = run.cluster->Snapshot().epoch;
+  while (true) {
+    Generation generation = {.sequence = prompt, .num_prompt_tokens = static_cast<int>(prompt.size())};
+    Continuation continuation;
+    run.cluster->Submit(generation.NextPlan(epoch));
+    while (true) {
+      RunnerEvent event = run.events.NextOfAny();
+      if (const RunnerReady* ready = std::get_if<RunnerReady>(&event)) {
+        epoch = ready->epoch;
+        break;
+      }
+      if (const RunnerLost* lost = std::get_if<RunnerLost>(&event)) {
+        if (!lost->fatal) continue;
+        ADD_FAILURE() << lost->reason << "\n" << run.Log();
+        return continuation;
+      }
+      const StepResult& result = std::get<StepResult>(event);
+      if (result.epoch != epoch) continue;
+      continuation.tokens.push_back(result.sequences[0].token);
+      continuation.logits += result.sequences[0].logits;
+      if (static_cast<int>(continuation.tokens.size()) == num_tokens) return continuation;
+      generation.sequence.push_back(result.sequences[0].token);
+      run.cluster->Submit(generation.NextPlan(epoch));
+    }
+  }
+}
+
+TEST(ClusterTest, WorkersKilledAtAnyMomentCostNoToken) {
+  const ExpectedCase expected = Expected(8);
+  LaunchedCluster run(DemoOptions({.tp = 2, .pp = 2}));
+  const RunnerReady ready = run.events.Next<RunnerReady>();
+  const Continuation undisturbed = Generate(run, ready.epoch, expected.prompt, 8);
+  std::atomic<bool> done = false;
+  std::thread killer([&] {
+    // Any rank, with pauses that hit steps, loading and connecting alike; then peace, so that the last one can end.
+    std::mt19937 random(7);
+    for (int i = 0; i < 15; ++i) {
+      absl::SleepFor(absl::Milliseconds(random() % 120));
+      const int64_t pid = run.launcher->pid(static_cast<int>(random() % 4));
+      if (pid > 0) kill(static_cast<pid_t>(pid), SIGKILL);
+    }
+    done = true;
+  });
+  for (bool last = false; !last;) {
+    last = done;
+    const Continuation replayed = GenerateInSpite(run, expected.prompt, 8);
+    EXPECT_EQ(replayed.tokens, undisturbed.tokens);
+    EXPECT_TRUE(replayed.logits == undisturbed.logits);
+    if (HasFailure()) break;
+  }
+  killer.join();
 }
 
 TEST(ClusterTest, AStoppedWorkerIsNoticedAndReplaced) {
