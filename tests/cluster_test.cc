@@ -1,5 +1,7 @@
-// The cluster of worker processes, with real processes: the same bits at any shape, workers killed, stopped, refused and
-// left alone, configurations that cannot work.
+// The cluster of worker processes, with real processes: the same bits at any shape, workers killed,
+// stopped, refused and left alone, configurations that cannot work.
+#include "coordinator/cluster/cluster.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -22,10 +24,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "coordinator/cluster/child_process.h"
-#include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/join_token.h"
 #include "coordinator/cluster/launcher.h"
-#include "coordinator/cluster/membership.h"
 
 namespace plumbline {
 namespace {
@@ -52,7 +52,8 @@ class Events {
   template <typename E>
   E Next(absl::Duration patience = kPatience) {
     std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(patience), [this] { return !events_.empty(); })) {
+    if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(patience),
+                           [this] { return !events_.empty(); })) {
       ADD_FAILURE() << "no event within " << patience;
       return E();
     }
@@ -60,12 +61,14 @@ class Events {
     events_.pop_front();
     if (E* wanted = std::get_if<E>(&event)) return std::move(*wanted);
     const RunnerLost* lost = std::get_if<RunnerLost>(&event);
-    ADD_FAILURE() << "another event: " << event.index() << " " << (lost ? lost->reason.ToString() : "");
+    ADD_FAILURE() << "another event: " << event.index() << " "
+                  << (lost ? lost->reason.ToString() : "");
     return E();
   }
   RunnerEvent NextOfAny() {
     std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPatience), [this] { return !events_.empty(); })) {
+    if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPatience),
+                           [this] { return !events_.empty(); })) {
       return RunnerLost{.reason = absl::DeadlineExceededError("no event"), .fatal = true};
     }
     RunnerEvent event = std::move(events_.front());
@@ -77,7 +80,9 @@ class Events {
     while (true) {
       {
         std::unique_lock lock(mutex_);
-        if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPatience), [this] { return !events_.empty(); })) break;
+        if (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPatience),
+                               [this] { return !events_.empty(); }))
+          break;
         if (!std::holds_alternative<E>(events_.front())) {
           events_.pop_front();
           continue;
@@ -122,16 +127,17 @@ struct LaunchedCluster {
     auto created = Cluster::Create(std::move(options));
     EXPECT_TRUE(created.ok()) << created.status();
     cluster = *std::move(created);
-    auto started = Launcher::Start({.command = WorkerProgram(cluster->worker_address()),
-                                    .join_token = token,
-                                    .ranks = ranks,
-                                    .max_restarts_per_minute = 100,
-                                    .on_line =
-                                        [this](int rank, const std::string& line) {
-                                          std::lock_guard lock(mutex);
-                                          log.push_back(absl::StrCat("[rank ", rank, "] ", line));
-                                        },
-                                    .on_give_up = [this](absl::Status status) { cluster->Fail(status); }});
+    auto started =
+        Launcher::Start({.command = WorkerProgram(cluster->worker_address()),
+                         .join_token = token,
+                         .ranks = ranks,
+                         .max_restarts_per_minute = 100,
+                         .on_line =
+                             [this](int rank, const std::string& line) {
+                               std::lock_guard lock(mutex);
+                               log.push_back(absl::StrCat("[rank ", rank, "] ", line));
+                             },
+                         .on_give_up = [this](absl::Status status) { cluster->Fail(status); }});
     EXPECT_TRUE(started.ok()) << started.status();
     launcher = *std::move(started);
     cluster->Start([this](RunnerEvent event) { events.Push(std::move(event)); });
@@ -178,8 +184,10 @@ struct Generation {
   }
 };
 
-Continuation Generate(LaunchedCluster& run, uint64_t epoch, const std::vector<int32_t>& prompt, int num_tokens) {
-  Generation generation = {.sequence = prompt, .num_prompt_tokens = static_cast<int>(prompt.size())};
+Continuation Generate(LaunchedCluster& run, uint64_t epoch, const std::vector<int32_t>& prompt,
+                      int num_tokens) {
+  Generation generation = {.sequence = prompt,
+                           .num_prompt_tokens = static_cast<int>(prompt.size())};
   Continuation continuation;
   for (int i = 0; i < num_tokens; ++i) {
     run.cluster->Submit(generation.NextPlan(epoch));
@@ -202,8 +210,8 @@ struct ExpectedCase {
 
 // A greedy continuation by transformers.
 ExpectedCase Expected(int max_tokens) {
-  const auto cases = nlohmann::json::parse(ReadFile(std::string(PLUMBLINE_SOURCE_DIR) +
-                                                    "/deploy/demo_model/expected.json"))["cases"];
+  const auto cases = nlohmann::json::parse(
+      ReadFile(std::string(PLUMBLINE_SOURCE_DIR) + "/deploy/demo_model/expected.json"))["cases"];
   ExpectedCase expected = {cases[0]["prompt_token_ids"], cases[0]["token_ids"]};
   if (static_cast<int>(expected.tokens.size()) > max_tokens) expected.tokens.resize(max_tokens);
   return expected;
@@ -216,7 +224,8 @@ Continuation GenerateExpected(ClusterOptions options) {
   EXPECT_EQ(ready.epoch, 1u);
   EXPECT_EQ(ready.capacity.num_blocks, 16);
   EXPECT_EQ(ready.capacity.num_state_slots, 4);
-  Continuation continuation = Generate(run, ready.epoch, expected.prompt, static_cast<int>(expected.tokens.size()));
+  Continuation continuation =
+      Generate(run, ready.epoch, expected.prompt, static_cast<int>(expected.tokens.size()));
   EXPECT_EQ(continuation.tokens, expected.tokens) << run.Log();
   return continuation;
 }
@@ -240,7 +249,8 @@ TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
   const Continuation undisturbed = Generate(run, ready.epoch, expected.prompt, 4);
   for (int victim : {3, 0}) {
     // With a step under way, which blocks in a collective or is lost.
-    Generation generation = {.sequence = expected.prompt, .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
+    Generation generation = {.sequence = expected.prompt,
+                             .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
     run.cluster->Submit(generation.NextPlan(ready.epoch));
     const std::vector<RankInfo> before = run.cluster->Snapshot().ranks;
     const absl::Time killed_at = absl::Now();
@@ -249,7 +259,8 @@ TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
     EXPECT_EQ(lost.epoch, ready.epoch);
     EXPECT_FALSE(lost.fatal);
     const RunnerReady again = run.events.Next<RunnerReady>(absl::Seconds(10));
-    RecordProperty(absl::StrCat("ready_again_ms_", victim), absl::ToInt64Milliseconds(absl::Now() - killed_at));
+    RecordProperty(absl::StrCat("ready_again_ms_", victim),
+                   absl::ToInt64Milliseconds(absl::Now() - killed_at));
     std::printf("killed rank %d, ready again after %ld ms\n", victim,
                 static_cast<long>(absl::ToInt64Milliseconds(absl::Now() - killed_at)));
     EXPECT_GT(again.epoch, ready.epoch);
@@ -257,8 +268,9 @@ TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
     for (int rank = 0; rank < 4; ++rank) {
       EXPECT_EQ(after[rank].pid == before[rank].pid, rank != victim);
       EXPECT_EQ(after[rank].state, "ready");
-      EXPECT_THAT(run.Log(), HasSubstr(absl::StrCat("rank ", rank, " (", after[rank].host, " ", after[rank].pid, ") ",
-                                                    rank == victim ? "loaded" : "kept", " its weights")));
+      EXPECT_THAT(run.Log(), HasSubstr(absl::StrCat(
+                                 "rank ", rank, " (", after[rank].host, " ", after[rank].pid, ") ",
+                                 rank == victim ? "loaded" : "kept", " its weights")));
     }
     ready = again;
     const Continuation replayed = Generate(run, ready.epoch, expected.prompt, 4);
@@ -266,16 +278,20 @@ TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
     EXPECT_TRUE(replayed.logits == undisturbed.logits);
   }
   // Steps of an epoch that is over lead to nothing.
-  Generation late = {.sequence = expected.prompt, .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
+  Generation late = {.sequence = expected.prompt,
+                     .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
   run.cluster->Submit(late.NextPlan(ready.epoch - 1));
   EXPECT_EQ(Generate(run, ready.epoch, expected.prompt, 1).tokens[0], expected.tokens[0]);
 }
 
-// The events up to the last result of a generation that nothing disturbed, replayed as often as its epoch is lost.
-Continuation GenerateInSpite(LaunchedCluster& run, const std::vector<int32_t>& prompt, int num_tokens) {
+// The events up to the last result of a generation that nothing disturbed, replayed as often as its
+// epoch is lost.
+Continuation GenerateInSpite(LaunchedCluster& run, const std::vector<int32_t>& prompt,
+                             int num_tokens) {
   uint64_t epoch = run.cluster->Snapshot().epoch;
   while (true) {
-    Generation generation = {.sequence = prompt, .num_prompt_tokens = static_cast<int>(prompt.size())};
+    Generation generation = {.sequence = prompt,
+                             .num_prompt_tokens = static_cast<int>(prompt.size())};
     Continuation continuation;
     run.cluster->Submit(generation.NextPlan(epoch));
     while (true) {
@@ -307,7 +323,8 @@ TEST(ClusterTest, WorkersKilledAtAnyMomentCostNoToken) {
   const Continuation undisturbed = Generate(run, ready.epoch, expected.prompt, 8);
   std::atomic<bool> done = false;
   std::thread killer([&] {
-    // Any rank, with pauses that hit steps, loading and connecting alike; then peace, so that the last one can end.
+    // Any rank, with pauses that hit steps, loading and connecting alike; then peace, so that the
+    // last one can end.
     std::mt19937 random(7);
     for (int i = 0; i < 15; ++i) {
       absl::SleepFor(absl::Milliseconds(random() % 120));
@@ -334,7 +351,8 @@ TEST(ClusterTest, AStoppedWorkerIsNoticedAndReplaced) {
   const RankInfo stopped = run.cluster->Snapshot().ranks[1];
   ASSERT_EQ(kill(static_cast<pid_t>(stopped.pid), SIGSTOP), 0);
   const RunnerLost lost = run.events.Next<RunnerLost>(absl::Seconds(10));
-  EXPECT_THAT(lost.reason.message(), HasSubstr(absl::StrCat("rank 1 (", stopped.host, " ", stopped.pid, ")")));
+  EXPECT_THAT(lost.reason.message(),
+              HasSubstr(absl::StrCat("rank 1 (", stopped.host, " ", stopped.pid, ")")));
   EXPECT_THAT(lost.reason.message(), HasSubstr("no sign of life"));
   EXPECT_GT(run.events.Next<RunnerReady>().epoch, ready.epoch);
   EXPECT_NE(run.cluster->Snapshot().ranks[1].pid, stopped.pid);
@@ -419,7 +437,8 @@ class Process {
     while (text.empty() || output_.find(text) == std::string::npos) {
       const absl::Duration left = deadline - absl::Now();
       pollfd readable = {.fd = child_.stderr_fd, .events = POLLIN};
-      if (left <= absl::ZeroDuration() || poll(&readable, 1, static_cast<int>(absl::ToInt64Milliseconds(left))) <= 0) {
+      if (left <= absl::ZeroDuration() ||
+          poll(&readable, 1, static_cast<int>(absl::ToInt64Milliseconds(left))) <= 0) {
         return false;
       }
       char buffer[4096];
@@ -445,7 +464,8 @@ class Process {
   bool ended_ = false;
 };
 
-std::vector<std::string> With(std::vector<std::string> command, std::initializer_list<std::string> more) {
+std::vector<std::string> With(std::vector<std::string> command,
+                              std::initializer_list<std::string> more) {
   command.insert(command.end(), more);
   return command;
 }
@@ -498,10 +518,12 @@ TEST(ClusterTest, AListeningAddressInUseIsTold) {
   EXPECT_THAT(second.status().message(), HasSubstr((*first)->worker_address()));
 }
 
-// Two workers, not its children, and a coordinator that keeps them busy; killed while the workers are in this state.
+// Two workers, not its children, and a coordinator that keeps them busy; killed while the workers
+// are in this state.
 void KillCoordinatorOf(const std::function<void(Process& first, Process& second)>& prepare) {
   const std::string token = MakeJoinToken();
-  Process coordinator({CLUSTER_WORKER, "--be-coordinator-of", kDemoModel, "--join-token-file", "-"}, token);
+  Process coordinator({CLUSTER_WORKER, "--be-coordinator-of", kDemoModel, "--join-token-file", "-"},
+                      token);
   ASSERT_TRUE(coordinator.WaitFor("\n"));
   const std::string address = coordinator.output().substr(0, coordinator.output().find('\n'));
   Process first(WorkerProgram(address), token), second(WorkerProgram(address), token);
@@ -526,107 +548,6 @@ TEST(ClusterTest, AWorkerThatWaitsForAStoppedPeerEndsWithItsCoordinator) {
     kill(second.pid(), SIGSTOP);
     absl::SleepFor(absl::Milliseconds(100));  // now the first one is in a collective
   });
-}
-
-TEST(LauncherTest, AChildDiesWithTheThreadThatStartedItHoweverThatEnds) {
-  absl::StatusOr<ChildProcess> child;
-  std::thread([&] { child = StartChild({"/bin/sleep", "1000"}, ""); }).join();
-  ASSERT_TRUE(child.ok()) << child.status();
-  int status = 0;
-  ASSERT_EQ(waitpid(child->pid, &status, 0), child->pid);
-  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-  close(child->stderr_fd);
-}
-
-TEST(LauncherTest, NoChildOutlivesTheLauncher) {
-  auto launcher = Launcher::Start({.command = {"/bin/sh", "-c", "sleep 1000"}, .ranks = {0}});
-  ASSERT_TRUE(launcher.ok()) << launcher.status();
-  const pid_t pid = static_cast<pid_t>((*launcher)->pid(0));
-  EXPECT_EQ(kill(pid, 0), 0);
-  launcher->reset();
-  EXPECT_EQ(kill(pid, 0), -1);
-}
-
-TEST(LauncherTest, AWorkerThatDiesAgainAndAgainIsGivenUp) {
-  std::mutex mutex;
-  std::condition_variable changed;
-  absl::Status given_up;
-  int num_lines = 0;
-  auto launcher = Launcher::Start({.command = {"/bin/sh", "-c", "echo broken >&2; exit 3"},
-                                   .ranks = {0},
-                                   .max_restarts_per_minute = 3,
-                                   .on_line = [&](int, const std::string& line) { num_lines += line == "broken"; },
-                                   .on_give_up =
-                                       [&](absl::Status status) {
-                                         std::lock_guard lock(mutex);
-                                         given_up = status;
-                                         changed.notify_all();
-                                       }});
-  ASSERT_TRUE(launcher.ok()) << launcher.status();
-  std::unique_lock lock(mutex);
-  ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(10), [&] { return !given_up.ok(); }));
-  EXPECT_THAT(given_up.message(), HasSubstr("rank 0 ended with exit code 3: broken"));
-  lock.unlock();
-  (*launcher)->Stop(absl::ZeroDuration());
-  EXPECT_EQ(num_lines, 4);  // the first life and three restarts
-}
-
-TEST(LauncherTest, AProgramThatIsNotThereIsTold) {
-  const auto launcher = Launcher::Start({.command = {"/no/such/program"}, .ranks = {0, 1}});
-  EXPECT_TRUE(absl::IsNotFound(launcher.status())) << launcher.status();
-  EXPECT_THAT(launcher.status().message(), HasSubstr("/no/such/program"));
-}
-
-WorkerIdentity Identity(int64_t pid, std::vector<std::string> arithmetics) {
-  return {.build = "b", .host = "h", .pid = pid, .arithmetics = std::move(arithmetics)};
-}
-
-TEST(MembershipTest, TheFastestArithmeticThatAllHaveIsChosenAndStays) {
-  Membership membership({.mesh = {.tp = 2, .pp = 1}, .build = "b"});
-  ASSERT_TRUE(membership.Join(Identity(1, {"amx", "avx512", "avx2"})).ok());
-  EXPECT_FALSE(membership.complete());
-  EXPECT_EQ(membership.missing(), std::vector<int>{1});
-  ASSERT_TRUE(membership.Join(Identity(2, {"avx512", "avx2"})).ok());
-  ASSERT_TRUE(membership.complete());
-  EXPECT_EQ(membership.FixArithmetic(), "avx512");
-  // A replacement must do the same: the bits of a run do not change.
-  membership.Leave(0);
-  const auto slower = membership.Join(Identity(3, {"avx2"}));
-  EXPECT_THAT(slower.status().message(), HasSubstr("worker h 3 can do arithmetic avx2; this run is in avx512"));
-  EXPECT_EQ(*membership.Join(Identity(4, {"amx", "avx512"})), 0);
-  EXPECT_EQ(membership.FixArithmetic(), "avx512");
-}
-
-TEST(MembershipTest, AWorkerThatSharesNoArithmeticStandsApart) {
-  Membership membership({.mesh = {.tp = 4, .pp = 1}, .build = "b"});
-  ASSERT_TRUE(membership.Join(Identity(1, {"amx", "avx2"})).ok());
-  ASSERT_TRUE(membership.Join(Identity(2, {"avx2"})).ok());
-  const auto apart = membership.Join(Identity(3, {"neon"}));
-  EXPECT_TRUE(absl::IsUnimplemented(apart.status()));
-  EXPECT_THAT(apart.status().message(), HasSubstr("worker h 3 can do arithmetic neon; the others share avx2"));
-}
-
-TEST(MembershipTest, RanksOfOneHostShareItsMemory) {
-  Membership membership({.mesh = {.tp = 2, .pp = 1}, .build = "b"});
-  for (int pid : {1, 2}) {
-    WorkerIdentity worker = Identity(pid, {"avx2"});
-    worker.memory_bytes = worker.host_memory_bytes = 100;
-    ASSERT_TRUE(membership.Join(worker).ok());
-  }
-  const RankBytes sixty = {.rank = 0, .weight_bytes = 60}, fifty = {.rank = 1, .weight_bytes = 50};
-  EXPECT_TRUE(membership.CheckMemory({sixty}).ok());
-  const absl::Status status = membership.CheckMemory({sixty, fifty});
-  EXPECT_TRUE(absl::IsResourceExhausted(status));
-  EXPECT_THAT(status.message(), HasSubstr("its ranks 0, 1 need 110 together, 10 (0.00 GiB) more"));
-}
-
-TEST(JoinTokenTest, EveryTokenIsNewAndOnlyEqualOnesAreTheSame) {
-  const std::string token = MakeJoinToken();
-  EXPECT_EQ(token.size(), 64u);
-  EXPECT_NE(token, MakeJoinToken());
-  EXPECT_TRUE(SameToken(token, token));
-  EXPECT_FALSE(SameToken(token, token.substr(1)));
-  EXPECT_FALSE(SameToken(token, std::string(64, '0')));
 }
 
 }  // namespace

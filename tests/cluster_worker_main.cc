@@ -1,4 +1,5 @@
-// What cluster_test starts as processes of their own: a worker, or a coordinator that can be killed.
+// What cluster_test starts as processes of their own: a worker, or a coordinator that can be
+// killed.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
@@ -20,18 +21,23 @@ int RunWorker(RankWorkerOptions options) {
 }
 
 StepPlan OneStep(uint64_t epoch, uint64_t step) {
-  return {.epoch = epoch, .step = step, .sequences = {{.tokens = {1, 2, 3}, .num_prompt_tokens = 3, .block_table = {0}, .state_slot = 0}}};
+  return {.epoch = epoch,
+          .step = step,
+          .sequences = {
+              {.tokens = {1, 2, 3}, .num_prompt_tokens = 3, .block_table = {0}, .state_slot = 0}}};
 }
 
-// Prints its workers' address, then "ready"; keeps them busy with one step after the other until it is killed.
+// Prints its workers' address, then "ready"; keeps them busy with one step after the other until it
+// is killed.
 int RunCoordinator(const std::string& model_dir, const std::string& join_token) {
   std::ifstream file(model_dir + "/config.json");
-  auto cluster = Cluster::Create({.join_token = join_token,
-                                  .build = "test",
-                                  .mesh = {.tp = 2, .pp = 1},
-                                  .model_dir = model_dir,
-                                  .config_json = std::string(std::istreambuf_iterator<char>(file), {}),
-                                  .limits = {.max_tokens = 512, .max_sequences = 2, .max_step_tokens = 64}});
+  auto cluster =
+      Cluster::Create({.join_token = join_token,
+                       .build = "test",
+                       .mesh = {.tp = 2, .pp = 1},
+                       .model_dir = model_dir,
+                       .config_json = std::string(std::istreambuf_iterator<char>(file), {}),
+                       .limits = {.max_tokens = 512, .max_sequences = 2, .max_step_tokens = 64}});
   if (!cluster.ok()) return 1;
   std::fprintf(stderr, "%s\n", (*cluster)->worker_address().c_str());
   (*cluster)->Start([&](RunnerEvent event) {

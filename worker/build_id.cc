@@ -39,8 +39,8 @@ std::string BuildId() {
         for (int i = 0; i < object->dlpi_phnum; ++i) {
           const ElfW(Phdr)& segment = object->dlpi_phdr[i];
           if (segment.p_type != PT_NOTE) continue;
-          std::string found =
-              FindBuildId(reinterpret_cast<const char*>(object->dlpi_addr + segment.p_vaddr), segment.p_memsz);
+          std::string found = FindBuildId(
+              reinterpret_cast<const char*>(object->dlpi_addr + segment.p_vaddr), segment.p_memsz);
           if (!found.empty()) *static_cast<std::string*>(result) = std::move(found);
         }
         return 1;  // the first object is the executable

@@ -20,8 +20,11 @@ absl::Status EpochLinks::Connect() {
   const Mesh& mesh = options_.mesh;
   const int stage = mesh.StageOf(options_.rank), tp_index = mesh.TpIndexOf(options_.rank);
   PL_RETURN_IF_ERROR(ConnectGroup(
-      {.name = absl::StrCat(options_.epoch, "/tp/", stage), .rank = tp_index, .size = mesh.tp}, tp_));
-  return ConnectGroup({.name = absl::StrCat(options_.epoch, "/pp/", tp_index), .rank = stage, .size = mesh.pp}, pp_);
+      {.name = absl::StrCat(options_.epoch, "/tp/", stage), .rank = tp_index, .size = mesh.tp},
+      tp_));
+  return ConnectGroup(
+      {.name = absl::StrCat(options_.epoch, "/pp/", tp_index), .rank = stage, .size = mesh.pp},
+      pp_);
 }
 
 absl::Status EpochLinks::ConnectGroup(const Group& group, std::unique_ptr<Communicator>& member) {

@@ -1,4 +1,5 @@
-// EpochLinks: this rank's two groups in one epoch: the ranks of its stage, and the ranks with its tp index over all stages.
+// EpochLinks: this rank's two groups in one epoch: the ranks of its stage, and the ranks with its
+// tp index over all stages.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +29,14 @@ class EpochLinks {
 
   uint64_t epoch() const { return options_.epoch; }
 
-  // Returns when both groups stand, or the failure that names the peer. The thread that drives the rank.
+  // Returns when both groups stand, or the failure that names the peer. The thread that drives the
+  // rank.
   absl::Status Connect();
   // REQUIRES: Connect succeeded. Valid as long as this object.
   StageLinks links() const { return {.tp = tp_.get(), .pp = pp_.get()}; }
-  // Ends Connect or a collective under way, and all later ones, with `reason`, at once; then takes its time, a fraction of a
-  // second, to tell the peers. So does the destructor when nobody did. Any thread, idempotent.
+  // Ends Connect or a collective under way, and all later ones, with `reason`, at once; then takes
+  // its time, a fraction of a second, to tell the peers. So does the destructor when nobody did.
+  // Any thread, idempotent.
   void Interrupt(const absl::Status& reason);
 
  private:

@@ -20,17 +20,17 @@ absl::StatusOr<ModelConfig> ParseConfig(const v1::Configure& configure) {
   PL_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(configure.config_json()));
   if (configure.num_layers() > 0) config = WithLayers(std::move(config), configure.num_layers());
   if (config.Fingerprint() != configure.fingerprint()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("reads the model's configuration as ", config.Fingerprint(), ", the coordinator as ",
-                     configure.fingerprint(), "; use the same build everywhere"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "reads the model's configuration as ", config.Fingerprint(), ", the coordinator as ",
+        configure.fingerprint(), "; use the same build everywhere"));
   }
   return config;
 }
 
 }  // namespace
 
-absl::StatusOr<HeldStage::Outcome> HeldStage::Hold(const v1::Configure& configure,
-                                                   const std::function<void(Progress)>& on_progress) {
+absl::StatusOr<HeldStage::Outcome> HeldStage::Hold(
+    const v1::Configure& configure, const std::function<void(Progress)>& on_progress) {
   std::string key = StageKey(configure);
   if (stage_ != nullptr && key == held_) return Outcome::kKept;
   // What is held makes room first.
@@ -45,7 +45,8 @@ absl::StatusOr<HeldStage::Outcome> HeldStage::Hold(const v1::Configure& configur
   return Outcome::kLoaded;
 }
 
-absl::Status HeldStage::Load(const v1::Configure& configure, const std::function<void(Progress)>& on_progress) {
+absl::Status HeldStage::Load(const v1::Configure& configure,
+                             const std::function<void(Progress)>& on_progress) {
   PL_ASSIGN_OR_RETURN(const ModelConfig config, ParseConfig(configure));
   const Mesh mesh = {.tp = configure.tp(), .pp = configure.pp()};
   PL_ASSIGN_OR_RETURN(const ShardPlan plan, ShardPlan::Make(config, mesh));
@@ -57,7 +58,8 @@ absl::Status HeldStage::Load(const v1::Configure& configure, const std::function
                               .max_sequences = configure.max_sequences(),
                               .max_step_tokens = configure.max_step_tokens()};
   const DType compute_dtype = configure.compute_dtype() == "f32" ? DType::kF32 : config.dtype;
-  const int64_t bytes_total = PlanMemory(config, plan, limits, compute_dtype)[rank].checkpoint_bytes;
+  const int64_t bytes_total =
+      PlanMemory(config, plan, limits, compute_dtype)[rank].checkpoint_bytes;
   if (configure.has_random_seed()) {
     source_ = MakeRandomWeights(config, configure.random_seed());
   } else {

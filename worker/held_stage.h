@@ -1,6 +1,6 @@
-// HeldStage: the stage of this rank as the coordinator's Configure describes it. A Configure that asks for what is held
-// already keeps it, weights and all; so a cluster that lost a rank is whole again as soon as that one rank has loaded.
-// One thread.
+// HeldStage: the stage of this rank as the coordinator's Configure describes it. A Configure that
+// asks for what is held already keeps it, weights and all; so a cluster that lost a rank is whole
+// again as soon as that one rank has loaded. One thread.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +25,16 @@ class HeldStage {
   };
   enum class Outcome { kKept, kLoaded };
 
-  // INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED and the like: what was asked for cannot be held, now or later.
-  absl::StatusOr<Outcome> Hold(const v1::Configure& configure, const std::function<void(Progress)>& on_progress);
+  // INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED and the like: what was asked for cannot be
+  // held, now or later.
+  absl::StatusOr<Outcome> Hold(const v1::Configure& configure,
+                               const std::function<void(Progress)>& on_progress);
 
   Stage* stage() { return stage_.get(); }  // null before the first Hold and after one that failed
 
  private:
-  absl::Status Load(const v1::Configure& configure, const std::function<void(Progress)>& on_progress);
+  absl::Status Load(const v1::Configure& configure,
+                    const std::function<void(Progress)>& on_progress);
 
   std::string held_;  // the Configure that is held, without what differs from epoch to epoch
   std::unique_ptr<WeightSource> source_;  // outlives the stage: its rows may be mapped

@@ -16,7 +16,8 @@ absl::StatusOr<std::string> ReadJoinToken(const std::string& path) {
   std::ifstream file;
   if (path != "-") {
     file.open(path);
-    if (!file) return absl::NotFoundError(absl::StrCat("join token file ", path, " cannot be read"));
+    if (!file)
+      return absl::NotFoundError(absl::StrCat("join token file ", path, " cannot be read"));
   }
   std::istream& in = path == "-" ? std::cin : file;
   std::string token;
@@ -24,7 +25,8 @@ absl::StatusOr<std::string> ReadJoinToken(const std::string& path) {
   if (!token.empty() && token.back() == '\r') token.pop_back();
   if (token.empty() || token.size() > kMaxTokenBytes) {
     return absl::InvalidArgumentError(absl::StrCat("join token of ", path, " has ", token.size(),
-                                                   " bytes on its first line; 1 to ", kMaxTokenBytes, " are expected"));
+                                                   " bytes on its first line; 1 to ",
+                                                   kMaxTokenBytes, " are expected"));
   }
   return token;
 }

@@ -1,5 +1,5 @@
-// The secret that lets a worker join a cluster. It is read from a file or from standard input, never from the command
-// line, which every user of the host can read.
+// The secret that lets a worker join a cluster. It is read from a file or from standard input,
+// never from the command line, which every user of the host can read.
 #pragma once
 
 #include <string>
@@ -8,7 +8,8 @@
 
 namespace plumbline {
 
-// The first line of the file; "-" is standard input. INVALID_ARGUMENT when it is empty or longer than 4096 bytes.
+// The first line of the file; "-" is standard input. INVALID_ARGUMENT when it is empty or longer
+// than 4096 bytes.
 absl::StatusOr<std::string> ReadJoinToken(const std::string& path);
 
 }  // namespace plumbline

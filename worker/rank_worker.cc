@@ -28,11 +28,12 @@ constexpr absl::Duration kHeartbeatInterval = absl::Seconds(1);
 constexpr absl::Duration kPulseInterval = absl::Milliseconds(100);
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
 constexpr absl::Duration kEndPatience = absl::Milliseconds(1500);  // to stop in good order
-constexpr absl::Duration kAbortPatience = absl::Seconds(15);       // to come back from an aborted step
+constexpr absl::Duration kAbortPatience = absl::Seconds(15);  // to come back from an aborted step
 
-// Four threads: the link's delivers commands; the caller's of Run computes; the closer ends connections of epochs that are
-// over, which frees the compute thread at once but takes a while where a peer is dead; the pulse tells that the process
-// lives, and ends it when it must go and the compute thread does not come back.
+// Four threads: the link's delivers commands; the caller's of Run computes; the closer ends
+// connections of epochs that are over, which frees the compute thread at once but takes a while
+// where a peer is dead; the pulse tells that the process lives, and ends it when it must go and the
+// compute thread does not come back.
 class RankWorker {
  public:
   explicit RankWorker(RankWorkerOptions options) : options_(std::move(options)) {}
@@ -55,8 +56,8 @@ class RankWorker {
     pulse.join();
     link_.reset();
     if (!end_->ok()) {
-      return absl::Status(end_->code(), absl::StrCat(Name(), ": coordinator at ", options_.coordinator, ": ",
-                                                     end_->message()));
+      return absl::Status(end_->code(), absl::StrCat(Name(), ": coordinator at ",
+                                                     options_.coordinator, ": ", end_->message()));
     }
     return absl::OkStatus();
   }
@@ -73,15 +74,17 @@ class RankWorker {
     for (const std::string& name : CpuArithmetics()) hello.add_arithmetics(name);
     hello.add_arithmetics("reference-1");
     hello.set_host_memory_bytes(AvailableMemoryBytes());
-    hello.set_memory_bytes(options_.memory_limit_bytes > 0 ? options_.memory_limit_bytes : hello.host_memory_bytes());
+    hello.set_memory_bytes(options_.memory_limit_bytes > 0 ? options_.memory_limit_bytes
+                                                           : hello.host_memory_bytes());
     hello.set_wanted_rank(options_.wanted_rank);
     hello.set_address(options_.bind_address);
-    auto link = WorkerLink::Dial({.coordinator = options_.coordinator,
-                                  .join_token = options_.join_token,
-                                  .connect_timeout = options_.connect_timeout},
-                                 hello,
-                                 {.on_message = [this](const v1::CoordinatorMessage& message) { Handle(message); },
-                                  .on_closed = [this](absl::Status status) { End(std::move(status)); }});
+    auto link = WorkerLink::Dial(
+        {.coordinator = options_.coordinator,
+         .join_token = options_.join_token,
+         .connect_timeout = options_.connect_timeout},
+        hello,
+        {.on_message = [this](const v1::CoordinatorMessage& message) { Handle(message); },
+         .on_closed = [this](absl::Status status) { End(std::move(status)); }});
     PL_RETURN_IF_ERROR(link.status());
     std::lock_guard lock(mutex_);
     link_ = *std::move(link);
@@ -120,7 +123,8 @@ class RankWorker {
     changed_.notify_all();
   }
 
-  // Commands that wait belong to epochs that are over; the compute thread is set free from a collective.
+  // Commands that wait belong to epochs that are over; the compute thread is set free from a
+  // collective.
   void AbandonEpochsBefore(uint64_t epoch, const std::string& reason) {
     std::lock_guard lock(mutex_);
     if (epoch <= first_live_epoch_) return;
@@ -176,11 +180,13 @@ class RankWorker {
   void Pulse() {
     absl::Time next_heartbeat = absl::Now();
     std::unique_lock lock(mutex_);
-    while (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPulseInterval), [this] { return finished_; })) {
+    while (!changed_.wait_for(lock, absl::ToChronoMilliseconds(kPulseInterval),
+                              [this] { return finished_; })) {
       const absl::Time now = absl::Now();
       if (end_ && now - ended_at_ > kEndPatience) Leave("the rank does not stop");
       if (abortable_ && epoch_ < first_live_epoch_ && now - abandoned_at_ > kAbortPatience) {
-        Leave(absl::StrCat("epoch ", epoch_, " was aborted, but step ", steps_ + 1, " does not come back"));
+        Leave(absl::StrCat("epoch ", epoch_, " was aborted, but step ", steps_ + 1,
+                           " does not come back"));
       }
       if (now < next_heartbeat || end_) continue;
       next_heartbeat = now + kHeartbeatInterval;
@@ -276,15 +282,17 @@ class RankWorker {
   }
 
   absl::Status Connect(uint64_t epoch) {
-    if (held_.stage() == nullptr) return absl::InternalError("told to connect before it has loaded");
+    if (held_.stage() == nullptr)
+      return absl::InternalError("told to connect before it has loaded");
     // The stage lets go of the old communicators only when it is given new ones.
     std::shared_ptr<EpochLinks> old = links_;
-    auto links = std::make_shared<EpochLinks>(EpochLinks::Options{.epoch = epoch,
-                                                                  .mesh = mesh_,
-                                                                  .rank = rank_,
-                                                                  .bind_address = options_.bind_address,
-                                                                  .call_timeout = call_timeout_},
-                                              link_->OpenStore());
+    auto links =
+        std::make_shared<EpochLinks>(EpochLinks::Options{.epoch = epoch,
+                                                         .mesh = mesh_,
+                                                         .rank = rank_,
+                                                         .bind_address = options_.bind_address,
+                                                         .call_timeout = call_timeout_},
+                                     link_->OpenStore());
     {
       std::lock_guard lock(mutex_);
       if (epoch < first_live_epoch_ || end_) return absl::CancelledError("the epoch is over");
@@ -309,19 +317,23 @@ class RankWorker {
     PL_ASSIGN_OR_RETURN(const StepPlan plan, DecodeStepPlan(bytes));
     {
       std::lock_guard lock(mutex_);
-      if (plan.epoch < first_live_epoch_) return absl::OkStatus();  // sent before the coordinator knew
+      if (plan.epoch < first_live_epoch_)
+        return absl::OkStatus();  // sent before the coordinator knew
     }
     if (links_ == nullptr || plan.epoch != links_->epoch()) {
-      return absl::InternalError(absl::StrCat("step ", plan.step, " of epoch ", plan.epoch, ", which is not connected"));
+      return absl::InternalError(
+          absl::StrCat("step ", plan.step, " of epoch ", plan.epoch, ", which is not connected"));
     }
     absl::StatusOr<StepResult> result = held_.stage()->Forward(plan);
     if (!result.ok()) {
-      return absl::Status(result.status().code(), absl::StrCat("step ", plan.step, ": ", result.status().message()));
+      return absl::Status(result.status().code(),
+                          absl::StrCat("step ", plan.step, ": ", result.status().message()));
     }
     v1::WorkerMessage message;
     message.mutable_step_done()->set_epoch(plan.epoch);
     message.mutable_step_done()->set_step(plan.step);
-    if (rank_ == mesh_.RankOf(mesh_.pp - 1, 0)) message.mutable_step_done()->set_result(EncodeStepResult(*result));
+    if (rank_ == mesh_.RankOf(mesh_.pp - 1, 0))
+      message.mutable_step_done()->set_result(EncodeStepResult(*result));
     ++steps_;
     link_->Send(std::move(message));
     return absl::OkStatus();
@@ -348,10 +360,10 @@ class RankWorker {
   uint64_t epoch_ = 0;             // of the last Configure that was begun
   uint64_t first_live_epoch_ = 0;  // earlier ones are over
   absl::Time abandoned_at_;
-  bool abortable_ = false;  // at work that an abort must end
-  std::shared_ptr<EpochLinks> links_;   // written by the compute thread
+  bool abortable_ = false;             // at work that an abort must end
+  std::shared_ptr<EpochLinks> links_;  // written by the compute thread
   std::deque<Retired> retired_;
-  std::optional<absl::Status> end_;     // set once: OK when told to go
+  std::optional<absl::Status> end_;  // set once: OK when told to go
   absl::Time ended_at_;
   bool computed_ = false;  // the compute thread has ended
   bool finished_ = false;  // the closer, too
@@ -359,6 +371,8 @@ class RankWorker {
 
 }  // namespace
 
-absl::Status RunRankWorker(RankWorkerOptions options) { return RankWorker(std::move(options)).Run(); }
+absl::Status RunRankWorker(RankWorkerOptions options) {
+  return RankWorker(std::move(options)).Run();
+}
 
 }  // namespace plumbline

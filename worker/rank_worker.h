@@ -13,18 +13,20 @@ namespace plumbline {
 struct RankWorkerOptions {
   std::string coordinator;  // HOST:PORT of its worker link
   std::string join_token;
-  std::string build;             // compared with the coordinator's; BuildId()
-  int wanted_rank = -1;          // -1: any
-  int num_threads = 0;           // 0: as the coordinator says
-  std::string bind_address;      // where peers reach this worker; empty: this host's address on the way to the coordinator
+  std::string build;         // compared with the coordinator's; BuildId()
+  int wanted_rank = -1;      // -1: any
+  int num_threads = 0;       // 0: as the coordinator says
+  std::string bind_address;  // where peers reach this worker; empty: this host's address on the way
+                             // to the coordinator
   int64_t memory_limit_bytes = 0;  // 0: what is free on this host
-  std::string model_dir;         // empty: the coordinator's path
+  std::string model_dir;           // empty: the coordinator's path
   absl::Duration connect_timeout = absl::Seconds(60);
 };
 
-// Returns OK when the coordinator sent it home, or why it had to end: refused, coordinator gone. The stream to the
-// coordinator is this process's reason to live: when it has ended and the rank cannot be stopped in good order within
-// two seconds (a kernel that does not come back), the process is ended with exit code 1 and one line on stderr.
+// Returns OK when the coordinator sent it home, or why it had to end: refused, coordinator gone.
+// The stream to the coordinator is this process's reason to live: when it has ended and the rank
+// cannot be stopped in good order within two seconds (a kernel that does not come back), the
+// process is ended with exit code 1 and one line on stderr.
 absl::Status RunRankWorker(RankWorkerOptions options);
 
 }  // namespace plumbline

@@ -40,8 +40,8 @@ std::chrono::system_clock::time_point After(absl::Duration duration) {
   return std::chrono::system_clock::now() + absl::ToChronoMilliseconds(duration);
 }
 
-// The stream. A hold keeps the call alive for writes that start outside of its callbacks; it is given back when reading
-// has ended and no write is under way.
+// The stream. A hold keeps the call alive for writes that start outside of its callbacks; it is
+// given back when reading has ended and no write is under way.
 class Stream final : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage> {
  public:
   Stream(v1::WorkerLink::Stub& stub, const std::string& join_token, WorkerLink::Handler handler)
@@ -105,7 +105,8 @@ class Stream final : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::Coord
   }
 
   void OnDone(const grpc::Status& status) override {
-    handler_.on_closed(status.ok() ? absl::UnavailableError("the coordinator closed the stream") : FromGrpc(status));
+    handler_.on_closed(status.ok() ? absl::UnavailableError("the coordinator closed the stream")
+                                   : FromGrpc(status));
     std::lock_guard lock(mutex_);
     done_ = true;
     done_changed_.notify_all();
@@ -143,9 +144,10 @@ class LinkStore final : public WorkerLink::Store {
     request.set_key(key);
     request.set_timeout_ms(absl::ToInt64Milliseconds(timeout));
     v1::StoreGetResponse response;
-    PL_RETURN_IF_ERROR(Call(timeout + absl::Milliseconds(kStoreCallMs), [&](grpc::ClientContext& context) {
-      return stub_.StoreGet(&context, request, &response);
-    }));
+    PL_RETURN_IF_ERROR(
+        Call(timeout + absl::Milliseconds(kStoreCallMs), [&](grpc::ClientContext& context) {
+          return stub_.StoreGet(&context, request, &response);
+        }));
     return response.value();
   }
 
@@ -181,7 +183,8 @@ class LinkStore final : public WorkerLink::Store {
 
 class GrpcWorkerLink final : public WorkerLink {
  public:
-  GrpcWorkerLink(std::shared_ptr<grpc::Channel> channel, Options options, const v1::Hello& hello, Handler handler)
+  GrpcWorkerLink(std::shared_ptr<grpc::Channel> channel, Options options, const v1::Hello& hello,
+                 Handler handler)
       : options_(std::move(options)),
         stub_(v1::WorkerLink::NewStub(std::move(channel))),
         stream_(*stub_, options_.join_token, std::move(handler)) {
@@ -190,7 +193,9 @@ class GrpcWorkerLink final : public WorkerLink {
   ~GrpcWorkerLink() override { stream_.End(); }
 
   void Send(v1::WorkerMessage message) override { stream_.Send(std::move(message)); }
-  std::unique_ptr<Store> OpenStore() override { return std::make_unique<LinkStore>(*stub_, options_.join_token); }
+  std::unique_ptr<Store> OpenStore() override {
+    return std::make_unique<LinkStore>(*stub_, options_.join_token);
+  }
 
  private:
   const Options options_;
@@ -200,28 +205,36 @@ class GrpcWorkerLink final : public WorkerLink {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WorkerLink>> WorkerLink::Dial(Options options, const v1::Hello& hello,
+absl::StatusOr<std::unique_ptr<WorkerLink>> WorkerLink::Dial(Options options,
+                                                             const v1::Hello& hello,
                                                              Handler handler) {
-  auto channel = grpc::CreateCustomChannel(options.coordinator, grpc::InsecureChannelCredentials(), Arguments());
+  auto channel = grpc::CreateCustomChannel(options.coordinator, grpc::InsecureChannelCredentials(),
+                                           Arguments());
   if (!channel->WaitForConnected(After(options.connect_timeout))) {
-    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", options.coordinator, " within ",
+    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", options.coordinator,
+                                               " within ",
                                                absl::FormatDuration(options.connect_timeout)));
   }
-  return std::make_unique<GrpcWorkerLink>(std::move(channel), std::move(options), hello, std::move(handler));
+  return std::make_unique<GrpcWorkerLink>(std::move(channel), std::move(options), hello,
+                                          std::move(handler));
 }
 
 absl::StatusOr<std::string> LocalAddressTowards(const std::string& host_port) {
   const size_t colon = host_port.rfind(':');
   if (colon == std::string::npos || colon == 0) {
-    return absl::InvalidArgumentError(absl::StrCat("coordinator address '", host_port, "' is not HOST:PORT"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("coordinator address '", host_port, "' is not HOST:PORT"));
   }
   std::string host = host_port.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']')
+    host = host.substr(1, host.size() - 2);
   addrinfo hints = {};
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* found = nullptr;
-  if (const int rc = getaddrinfo(host.c_str(), host_port.c_str() + colon + 1, &hints, &found); rc != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("coordinator address '", host_port, "': ", gai_strerror(rc)));
+  if (const int rc = getaddrinfo(host.c_str(), host_port.c_str() + colon + 1, &hints, &found);
+      rc != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("coordinator address '", host_port, "': ", gai_strerror(rc)));
   }
   // Connecting a datagram socket sends nothing; it only picks the route.
   const int fd = socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -230,11 +243,12 @@ absl::StatusOr<std::string> LocalAddressTowards(const std::string& host_port) {
   char text[NI_MAXHOST] = "";
   const bool ok = fd >= 0 && connect(fd, found->ai_addr, found->ai_addrlen) == 0 &&
                   getsockname(fd, reinterpret_cast<sockaddr*>(&local), &length) == 0 &&
-                  getnameinfo(reinterpret_cast<sockaddr*>(&local), length, text, sizeof(text), nullptr, 0,
-                              NI_NUMERICHOST) == 0;
+                  getnameinfo(reinterpret_cast<sockaddr*>(&local), length, text, sizeof(text),
+                              nullptr, 0, NI_NUMERICHOST) == 0;
   if (fd >= 0) close(fd);
   freeaddrinfo(found);
-  if (!ok) return absl::UnavailableError(absl::StrCat("no route to the coordinator at ", host_port));
+  if (!ok)
+    return absl::UnavailableError(absl::StrCat("no route to the coordinator at ", host_port));
   return std::string(text);
 }
 

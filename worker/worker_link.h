@@ -1,5 +1,6 @@
-// WorkerLink: the worker's end of the link to the coordinator (proto/cluster.proto, service WorkerLink): one stream of
-// messages both ways, and the store in which ranks leave each other their addresses.
+// WorkerLink: the worker's end of the link to the coordinator (proto/cluster.proto, service
+// WorkerLink): one stream of messages both ways, and the store in which ranks leave each other
+// their addresses.
 #pragma once
 
 #include <functional>
@@ -28,10 +29,12 @@ class WorkerLink {
   // Called from threads of the link, one call at a time; must not block.
   struct Handler {
     std::function<void(const v1::CoordinatorMessage&)> on_message;
-    std::function<void(absl::Status)> on_closed;  // once, the last call: how the coordinator ended the stream, or UNAVAILABLE
+    std::function<void(absl::Status)>
+        on_closed;  // once, the last call: how the coordinator ended the stream, or UNAVAILABLE
   };
 
-  // Waits for the coordinator to listen, then attaches. UNAVAILABLE names the address when nobody is there in time.
+  // Waits for the coordinator to listen, then attaches. UNAVAILABLE names the address when nobody
+  // is there in time.
   static absl::StatusOr<std::unique_ptr<WorkerLink>> Dial(Options options, const v1::Hello& hello,
                                                           Handler handler);
   // Ends the stream; returns after the handler's last call.
@@ -49,7 +52,8 @@ class WorkerLink {
   virtual std::unique_ptr<Store> OpenStore() = 0;
 };
 
-// The address of this host on its way to the coordinator: what its peers, who dial the same, are likely to reach.
+// The address of this host on its way to the coordinator: what its peers, who dial the same, are
+// likely to reach.
 absl::StatusOr<std::string> LocalAddressTowards(const std::string& host_port);
 
 }  // namespace plumbline

@@ -32,7 +32,8 @@ absl::StatusOr<Pipe> OpenPipe() {
 }
 
 // Between fork and exec, in a process that had many threads: async-signal-safe calls only.
-[[noreturn]] void RunChild(char* const* argv, pid_t parent, int stdin_fd, int stderr_fd, int error_fd) {
+[[noreturn]] void RunChild(char* const* argv, pid_t parent, int stdin_fd, int stderr_fd,
+                           int error_fd) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);  // it died before prctl
   setpgid(0, 0);
@@ -51,7 +52,8 @@ absl::StatusOr<Pipe> OpenPipe() {
 
 }  // namespace
 
-absl::StatusOr<ChildProcess> StartChild(const std::vector<std::string>& command, const std::string& input) {
+absl::StatusOr<ChildProcess> StartChild(const std::vector<std::string>& command,
+                                        const std::string& input) {
   PL_CHECK(!command.empty() && input.size() <= kMaxInputBytes);
   std::vector<char*> argv;
   for (const std::string& argument : command) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -83,8 +85,10 @@ absl::StatusOr<ChildProcess> StartChild(const std::vector<std::string>& command,
   close(exec_error.read_end);
   if (error != 0) {
     close(err.read_end);
-    const std::string message = absl::StrCat("cannot start ", command[0], ": ", std::strerror(error));
-    return error == ENOENT || error == EACCES ? absl::NotFoundError(message) : absl::InternalError(message);
+    const std::string message =
+        absl::StrCat("cannot start ", command[0], ": ", std::strerror(error));
+    return error == ENOENT || error == EACCES ? absl::NotFoundError(message)
+                                              : absl::InternalError(message);
   }
   fcntl(err.read_end, F_SETFL, O_NONBLOCK);
   return ChildProcess{.pid = pid, .stderr_fd = err.read_end};

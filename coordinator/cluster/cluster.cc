@@ -10,7 +10,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "coordinator/cluster/coordinator_messages.h"
 #include "coordinator/cluster/epoch_store.h"
+#include "coordinator/cluster/event_queue.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/worker_link_server.h"
 #include "kernels/check.h"
@@ -22,13 +24,13 @@ namespace plumbline {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(50);
-// After a rank has failed while every worker is still there: the dead one's own link is about to end.
+// After a rank has failed while every worker is still there: the dead one's own link is about to
+// end.
 constexpr absl::Duration kSettleTime = absl::Milliseconds(20);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 // A pause of this process is not the workers' silence.
 constexpr absl::Duration kPauseThreshold = absl::Seconds(1);
 
-using Message = std::shared_ptr<const v1::CoordinatorMessage>;
 using Worker = std::shared_ptr<AttachedWorker>;
 
 // The rank's own transport or its peers; another epoch may go well. Anything else would fail again.
@@ -69,8 +71,10 @@ class ClusterImpl final : public Cluster {
   ClusterImpl(ClusterOptions options, ModelConfig config, const ShardPlan& plan)
       : options_(std::move(options)),
         config_(std::move(config)),
-        needs_(PlanMemory(config_, plan, options_.limits, options_.compute_f32 ? DType::kF32 : config_.dtype)),
-        membership_({.mesh = options_.mesh, .build = options_.build, .arithmetic = options_.arithmetic}),
+        needs_(PlanMemory(config_, plan, options_.limits,
+                          options_.compute_f32 ? DType::kF32 : config_.dtype)),
+        membership_(
+            {.mesh = options_.mesh, .build = options_.build, .arithmetic = options_.arithmetic}),
         slots_(options_.mesh.size()) {
     for (int rank = 0; rank < options_.mesh.size(); ++rank) {
       const int stage = options_.mesh.StageOf(rank);
@@ -101,10 +105,12 @@ class ClusterImpl final : public Cluster {
     PL_ASSIGN_OR_RETURN(
         server_, WorkerLinkServer::Listen(
                      {.listen = options_.worker_listen, .join_token = options_.join_token}, &store_,
-                     {.on_message = [this](const Worker& worker, v1::WorkerMessage message) {
-                        Handle(worker, std::move(message));
-                      },
-                      .on_closed = [this](const Worker& worker, absl::Status status) { HandleClosed(worker, status); }}));
+                     {.on_message =
+                          [this](const Worker& worker, v1::WorkerMessage message) {
+                            Handle(worker, std::move(message));
+                          },
+                      .on_closed = [this](const Worker& worker,
+                                          absl::Status status) { HandleClosed(worker, status); }}));
     ticker_ = std::thread([this] { RunTicker(); });
     return absl::OkStatus();
   }
@@ -113,15 +119,15 @@ class ClusterImpl final : public Cluster {
 
   void Start(std::function<void(RunnerEvent)> listener) override {
     {
-      std::lock_guard delivery(delivery_mutex_);
+      std::lock_guard lock(mutex_);
       listener_ = std::move(listener);
     }
-    Deliver();
+    events_.Open();
+    events_.Deliver();
   }
 
   void Submit(StepPlan plan) override {
-    auto message = std::make_shared<v1::CoordinatorMessage>();
-    message->set_step_plan(EncodeStepPlan(plan));
+    const CoordinatorMessagePtr message = StepPlanMessage(EncodeStepPlan(plan));
     std::lock_guard lock(mutex_);
     if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
     if (in_flight_.empty()) progress_at_ = absl::Now();
@@ -136,10 +142,8 @@ class ClusterImpl final : public Cluster {
       if (phase_ != Phase::kFailed && phase_ != Phase::kStopped) SendHome("the coordinator stops");
       phase_ = Phase::kStopped;
     }
-    Deliver();
-    std::lock_guard delivery(delivery_mutex_);
-    listener_ = nullptr;
-    stopped_ = true;
+    events_.Deliver();
+    events_.Close();
   }
 
   void Fail(absl::Status reason) override {
@@ -147,7 +151,7 @@ class ClusterImpl final : public Cluster {
       std::lock_guard lock(mutex_);
       FailLocked(std::move(reason));
     }
-    Deliver();
+    events_.Deliver();
   }
 
   ClusterSnapshot Snapshot() const override {
@@ -188,7 +192,7 @@ class ClusterImpl final : public Cluster {
         Dispatch(rank, message, std::move(result));
       }
     }
-    Deliver();
+    events_.Deliver();
   }
 
   void HandleClosed(const Worker& worker, const absl::Status& status) {
@@ -197,7 +201,7 @@ class ClusterImpl final : public Cluster {
       const int rank = RankOf(worker);
       if (rank >= 0) Lose(rank, status);
     }
-    Deliver();
+    events_.Deliver();
   }
 
   int RankOf(const Worker& worker) const {
@@ -219,7 +223,8 @@ class ClusterImpl final : public Cluster {
     if (!rank.ok()) {
       Log(absl::StrCat("refused a worker at ", worker->peer(), ": ", rank.status().message()));
       worker->Close(rank.status());
-      // A machine that cannot take part in this run, while the run takes shape: no later one will help.
+      // A machine that cannot take part in this run, while the run takes shape: no later one will
+      // help.
       if (absl::IsUnimplemented(rank.status()) && epoch_ == 0) FailLocked(rank.status());
       return;
     }
@@ -244,17 +249,20 @@ class ClusterImpl final : public Cluster {
       case v1::WorkerMessage::kProgress:
         if (message.progress().epoch() != epoch_ || message.progress().bytes_total() <= 0) return;
         slot.last_progress = absl::Now();
-        slot.info.load_fraction = std::min(1.0, static_cast<double>(message.progress().bytes_done()) /
-                                                    static_cast<double>(message.progress().bytes_total()));
+        slot.info.load_fraction =
+            std::min(1.0, static_cast<double>(message.progress().bytes_done()) /
+                              static_cast<double>(message.progress().bytes_total()));
         return;
       case v1::WorkerMessage::kLoaded:
-        // Weights stay from epoch to epoch, so this is news even when the epoch has ended meanwhile.
+        // Weights stay from epoch to epoch, so this is news even when the epoch has ended
+        // meanwhile.
         slot.has_weights = true;
         slot.info.weight_bytes = message.loaded().weight_bytes();
         slot.info.load_fraction = 1;
         if (message.loaded().epoch() != epoch_ || phase_ != Phase::kLoading) return;
         slot.loaded = true;
-        Log(absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded", " its weights"));
+        Log(absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded",
+                         " its weights"));
         return ConnectIfLoaded();
       case v1::WorkerMessage::kReady:
         if (message.ready().epoch() != epoch_ || phase_ != Phase::kConnecting) return;
@@ -280,9 +288,11 @@ class ClusterImpl final : public Cluster {
     if (done.epoch() != epoch_ || phase_ != Phase::kRunning) return;
     ++slot.epoch_steps;
     if (rank != options_.mesh.RankOf(options_.mesh.pp - 1, 0)) return;
-    if (!result.ok() || in_flight_.empty() || result->step != in_flight_.front().step || result->epoch != epoch_) {
-      return GiveUp(rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(), " that is not due: ",
-                                                           result.status().message())));
+    if (!result.ok() || in_flight_.empty() || result->step != in_flight_.front().step ||
+        result->epoch != epoch_) {
+      return GiveUp(
+          rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(),
+                                                 " that is not due: ", result.status().message())));
     }
     in_flight_.pop_front();
     progress_at_ = absl::Now();
@@ -296,7 +306,8 @@ class ClusterImpl final : public Cluster {
     const absl::Status status(static_cast<absl::StatusCode>(failure.code()), failure.message());
     Log(absl::StrCat(membership_.Name(rank), " failed: ", failure.message()));
     if (phase_ == Phase::kLoading) slots_[rank].has_weights = false;
-    if ((phase_ == Phase::kLoading || phase_ == Phase::kConnecting) && !IsTransient(status.code())) {
+    if ((phase_ == Phase::kLoading || phase_ == Phase::kConnecting) &&
+        !IsTransient(status.code())) {
       return FailLocked(status);
     }
     LoseEpoch(status);
@@ -315,7 +326,8 @@ class ClusterImpl final : public Cluster {
     for (const RankBytes& bytes : needs_) {
       if (!slots_[bytes.rank].has_weights) to_load.push_back(bytes);
     }
-    if (absl::Status status = membership_.CheckMemory(to_load); !status.ok()) return FailLocked(std::move(status));
+    if (absl::Status status = membership_.CheckMemory(to_load); !status.ok())
+      return FailLocked(std::move(status));
     ++epoch_;
     phase_ = Phase::kLoading;
     store_.Begin(epoch_);
@@ -324,38 +336,18 @@ class ClusterImpl final : public Cluster {
       slot.epoch_steps = 0;
       slot.last_progress = absl::Now();
       slot.info.state = "loading";
-      slot.worker->Send(ConfigureMessage(slot.info.rank));
+      slot.worker->Send(ConfigureMessage(options_, {.epoch = epoch_,
+                                                    .rank = slot.info.rank,
+                                                    .arithmetic = arithmetic_,
+                                                    .fingerprint = config_.Fingerprint()}));
     }
   }
 
-  Message ConfigureMessage(int rank) const {
-    auto message = std::make_shared<v1::CoordinatorMessage>();
-    v1::Configure& configure = *message->mutable_configure();
-    configure.set_epoch(epoch_);
-    configure.set_rank(rank);
-    configure.set_tp(options_.mesh.tp);
-    configure.set_pp(options_.mesh.pp);
-    configure.set_model_dir(options_.model_dir);
-    configure.set_config_json(options_.config_json);
-    configure.set_num_layers(options_.num_layers);
-    if (options_.random_seed) configure.set_random_seed(*options_.random_seed);
-    configure.set_arithmetic(arithmetic_);
-    configure.set_compute_dtype(options_.compute_f32 ? "f32" : "auto");
-    configure.set_max_tokens(options_.limits.max_tokens);
-    configure.set_max_sequences(options_.limits.max_sequences);
-    configure.set_max_step_tokens(options_.limits.max_step_tokens);
-    configure.set_num_threads(options_.num_threads);
-    // A collective gives up a little before the step does: it knows which peer is late.
-    configure.set_step_timeout_ms(absl::ToInt64Milliseconds(options_.step_timeout * 9 / 10));
-    configure.set_fingerprint(config_.Fingerprint());
-    return message;
-  }
-
   void ConnectIfLoaded() {
-    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.loaded; })) return;
+    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.loaded; }))
+      return;
     phase_ = Phase::kConnecting;
-    auto message = std::make_shared<v1::CoordinatorMessage>();
-    message->mutable_connect()->set_epoch(epoch_);
+    const CoordinatorMessagePtr message = ConnectMessage(epoch_);
     for (Slot& slot : slots_) {
       slot.last_progress = absl::Now();
       slot.worker->Send(message);
@@ -363,36 +355,41 @@ class ClusterImpl final : public Cluster {
   }
 
   void RunIfConnected() {
-    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.connected; })) return;
+    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.connected; }))
+      return;
     phase_ = Phase::kRunning;
     in_flight_.clear();
     epoch_submitted_ = epoch_done_ = 0;
     const bool recurrent = config_.num_layers_of(MixerKind::kGatedDeltaNet) > 0;
     Log(absl::StrCat("epoch ", epoch_, " is ready, arithmetic ", arithmetic_));
-    Post(RunnerReady{.epoch = epoch_,
-                     .capacity = {.num_blocks = (options_.limits.max_tokens + kGridTokens - 1) / kGridTokens,
-                                  .num_state_slots = recurrent ? options_.limits.max_sequences : 0,
-                                  .max_step_tokens = options_.limits.max_step_tokens,
-                                  .pipeline_stages = options_.mesh.pp}});
+    Post(RunnerReady{
+        .epoch = epoch_,
+        .capacity = {.num_blocks = (options_.limits.max_tokens + kGridTokens - 1) / kGridTokens,
+                     .num_state_slots = recurrent ? options_.limits.max_sequences : 0,
+                     .max_step_tokens = options_.limits.max_step_tokens,
+                     .pipeline_stages = options_.mesh.pp}});
   }
 
   // The epoch is over; workers that are left keep their weights.
   void LoseEpoch(const absl::Status& reason) {
-    if (phase_ != Phase::kLoading && phase_ != Phase::kConnecting && phase_ != Phase::kRunning) return;
+    if (phase_ != Phase::kLoading && phase_ != Phase::kConnecting && phase_ != Phase::kRunning)
+      return;
     Log(absl::StrCat("epoch ", epoch_, " is lost: ", reason.message()));
     if (phase_ == Phase::kRunning) Post(RunnerLost{.epoch = epoch_, .reason = reason});
-    if (phase_ != Phase::kRunning || (epoch_submitted_ > 0 && epoch_done_ == 0)) ++fruitless_epochs_;
+    if (phase_ != Phase::kRunning || (epoch_submitted_ > 0 && epoch_done_ == 0))
+      ++fruitless_epochs_;
     if (fruitless_epochs_ > options_.max_fruitless_epochs) {
-      return FailLocked(absl::Status(reason.code(), absl::StrCat(fruitless_epochs_, " epochs in a row came to nothing; "
-                                                                 "the last: ", reason.message())));
+      return FailLocked(
+          absl::Status(reason.code(), absl::StrCat(fruitless_epochs_,
+                                                   " epochs in a row came to nothing; "
+                                                   "the last: ",
+                                                   reason.message())));
     }
     phase_ = Phase::kGathering;
     gather_deadline_ = absl::Now() + options_.rejoin_timeout;
     settled_at_ = membership_.complete() ? absl::Now() + kSettleTime : absl::InfinitePast();
     store_.Begin(epoch_ + 1);
-    auto message = std::make_shared<v1::CoordinatorMessage>();
-    message->mutable_abort()->set_epoch(epoch_);
-    message->mutable_abort()->set_reason(std::string(reason.message()));
+    const CoordinatorMessagePtr message = AbortMessage(epoch_, std::string(reason.message()));
     for (Slot& slot : slots_) {
       if (slot.worker == nullptr) continue;
       slot.info.state = "loading";
@@ -403,7 +400,8 @@ class ClusterImpl final : public Cluster {
 
   // The worker of this rank has gone.
   void Lose(int rank, const absl::Status& status) {
-    const absl::Status reason(status.code(), absl::StrCat(membership_.Name(rank), ": ", status.message()));
+    const absl::Status reason(status.code(),
+                              absl::StrCat(membership_.Name(rank), ": ", status.message()));
     Log(absl::StrCat("lost ", reason.message()));
     slots_[rank].worker = nullptr;
     slots_[rank].has_weights = false;
@@ -416,7 +414,7 @@ class ClusterImpl final : public Cluster {
   void GiveUp(int rank, const absl::Status& status) {
     slots_[rank].worker->Drop();
     if (options_.on_given_up) {
-      Post([this, rank, pid = slots_[rank].info.pid] { options_.on_given_up(rank, pid); });
+      events_.Post([this, rank, pid = slots_[rank].info.pid] { options_.on_given_up(rank, pid); });
     }
     Lose(rank, status);
   }
@@ -431,8 +429,7 @@ class ClusterImpl final : public Cluster {
   }
 
   void SendHome(const std::string& reason) {
-    auto message = std::make_shared<v1::CoordinatorMessage>();
-    message->mutable_shutdown()->set_reason(reason);
+    const CoordinatorMessagePtr message = ShutdownMessage(reason);
     for (Slot& slot : slots_) {
       if (slot.worker == nullptr) continue;
       slot.worker->Send(message);
@@ -452,7 +449,7 @@ class ClusterImpl final : public Cluster {
       tick_now_.wait_for(lock, absl::ToChronoMicroseconds(wait) + std::chrono::microseconds(1));
       Tick();
       lock.unlock();
-      Deliver();
+      events_.Deliver();
       lock.lock();
     }
   }
@@ -473,9 +470,9 @@ class ClusterImpl final : public Cluster {
     if (phase_ != Phase::kGathering) return;
     ConfigureIfComplete();
     if (phase_ == Phase::kGathering && now > gather_deadline_) {
-      FailLocked(absl::DeadlineExceededError(
-          absl::StrCat("no worker came for rank ", absl::StrJoin(membership_.missing(), ", "), " within ",
-                       absl::FormatDuration(epoch_ == 0 ? options_.join_timeout : options_.rejoin_timeout))));
+      FailLocked(absl::DeadlineExceededError(absl::StrCat(
+          "no worker came for rank ", absl::StrJoin(membership_.missing(), ", "), " within ",
+          absl::FormatDuration(epoch_ == 0 ? options_.join_timeout : options_.rejoin_timeout))));
     }
   }
 
@@ -483,16 +480,21 @@ class ClusterImpl final : public Cluster {
     Slot& slot = slots_[rank];
     if (slot.worker == nullptr) return;
     if (now - slot.last_heard > options_.heartbeat_timeout) {
-      return GiveUp(rank, absl::DeadlineExceededError(absl::StrCat("gave no sign of life for ",
-                                                                   absl::FormatDuration(now - slot.last_heard))));
+      return GiveUp(rank,
+                    absl::DeadlineExceededError(absl::StrCat(
+                        "gave no sign of life for ", absl::FormatDuration(now - slot.last_heard))));
     }
-    if (phase_ == Phase::kLoading && !slot.loaded && now - slot.last_progress > options_.load_timeout) {
-      return GiveUp(rank, absl::DeadlineExceededError(absl::StrCat("made no progress loading for ",
-                                                                   absl::FormatDuration(options_.load_timeout))));
+    if (phase_ == Phase::kLoading && !slot.loaded &&
+        now - slot.last_progress > options_.load_timeout) {
+      return GiveUp(
+          rank, absl::DeadlineExceededError(absl::StrCat(
+                    "made no progress loading for ", absl::FormatDuration(options_.load_timeout))));
     }
-    if (phase_ == Phase::kConnecting && !slot.connected && now - slot.last_progress > kConnectTimeout) {
-      GiveUp(rank, absl::DeadlineExceededError(absl::StrCat("did not connect to its peers within ",
-                                                            absl::FormatDuration(kConnectTimeout))));
+    if (phase_ == Phase::kConnecting && !slot.connected &&
+        now - slot.last_progress > kConnectTimeout) {
+      GiveUp(rank,
+             absl::DeadlineExceededError(absl::StrCat("did not connect to its peers within ",
+                                                      absl::FormatDuration(kConnectTimeout))));
     }
   }
 
@@ -504,32 +506,18 @@ class ClusterImpl final : public Cluster {
     for (const Slot& slot : slots_) {
       if (slot.epoch_steps == least) behind.push_back(membership_.Name(slot.info.rank));
     }
-    return absl::DeadlineExceededError(absl::StrCat("step ", in_flight_.front().step, " is not done after ",
-                                                    absl::FormatDuration(options_.step_timeout), "; furthest behind, ",
-                                                    least, " steps into the epoch: ", absl::StrJoin(behind, ", ")));
+    return absl::DeadlineExceededError(
+        absl::StrCat("step ", in_flight_.front().step, " is not done after ",
+                     absl::FormatDuration(options_.step_timeout), "; furthest behind, ", least,
+                     " steps into the epoch: ", absl::StrJoin(behind, ", ")));
   }
 
-  // ---- out of the lock, in order ----
-
+  // The listener is set when events are delivered, and not before.
   void Post(RunnerEvent event) {
-    outbox_.push_back([this, event = std::move(event)]() mutable { listener_(std::move(event)); });
+    events_.Post([this, event = std::move(event)]() mutable { listener_(std::move(event)); });
   }
-  void Post(std::function<void()> call) { outbox_.push_back(std::move(call)); }
   void Log(std::string line) {
-    if (options_.log) outbox_.push_back([this, line = std::move(line)] { options_.log(line); });
-  }
-
-  // Events leave in the order they were posted; those before Start wait for it, those after Stop go nowhere.
-  void Deliver() {
-    std::lock_guard delivery(delivery_mutex_);
-    if (listener_ == nullptr && !stopped_) return;
-    std::deque<std::function<void()>> calls;
-    {
-      std::lock_guard lock(mutex_);
-      calls.swap(outbox_);
-    }
-    if (stopped_) return;
-    for (auto& call : calls) call();
+    if (options_.log) events_.Post([this, line = std::move(line)] { options_.log(line); });
   }
 
   const ClusterOptions options_;
@@ -551,11 +539,8 @@ class ClusterImpl final : public Cluster {
   absl::Time gather_deadline_;
   absl::Time settled_at_ = absl::InfinitePast();
   absl::Time last_tick_;
-  std::deque<std::function<void()>> outbox_;
-
-  std::mutex delivery_mutex_;  // before mutex_
-  std::function<void(RunnerEvent)> listener_;
-  bool stopped_ = false;
+  std::function<void(RunnerEvent)> listener_;  // set once
+  EventQueue events_;                          // delivered out of mutex_
 
   std::condition_variable tick_now_;
   bool ticker_ends_ = false;

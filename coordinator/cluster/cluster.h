@@ -1,6 +1,7 @@
-// Cluster: the worker processes that hold one model, as one StepRunner. It gives every worker that joins a rank, has all
-// of them load and connect, and runs steps on them. A worker that is lost ends the epoch: the others keep their weights
-// and wait for a replacement, with which the next epoch begins.
+// Cluster: the worker processes that hold one model, as one StepRunner. It gives every worker that
+// joins a rank, has all of them load and connect, and runs steps on them. A worker that is lost
+// ends the epoch: the others keep their weights and wait for a replacement, with which the next
+// epoch begins.
 #pragma once
 
 #include <cstdint>
@@ -25,38 +26,40 @@ struct ClusterOptions {
   std::string build;
 
   Mesh mesh;
-  std::string model_dir;    // read by the workers
-  std::string config_json;  // the model's config.json
-  int num_layers = 0;       // 0: all
+  std::string model_dir;                // read by the workers
+  std::string config_json;              // the model's config.json
+  int num_layers = 0;                   // 0: all
   std::optional<uint64_t> random_seed;  // weights made up instead of read
-  std::string arithmetic;   // empty: the fastest that all workers have
+  std::string arithmetic;               // empty: the fastest that all workers have
   bool compute_f32 = false;
   CacheLimits limits;
-  int num_threads = 1;      // of each rank
+  int num_threads = 1;  // of each rank
 
   absl::Duration join_timeout = absl::Minutes(10);     // until the first epoch has all its workers
   absl::Duration rejoin_timeout = absl::Seconds(120);  // until a lost one is replaced
   absl::Duration load_timeout = absl::Seconds(60);     // of a rank without progress
   absl::Duration heartbeat_timeout = absl::Seconds(4);
   absl::Duration step_timeout = absl::Seconds(120);
-  int max_fruitless_epochs = 10;  // in a row that end without a step done, before the cluster gives up
+  int max_fruitless_epochs =
+      10;  // in a row that end without a step done, before the cluster gives up
 
-  // A worker was given up though it may still be alive: whoever started it should end it. From a thread of the cluster;
-  // must not block.
+  // A worker was given up though it may still be alive: whoever started it should end it. From a
+  // thread of the cluster; must not block.
   std::function<void(int rank, int64_t pid)> on_given_up;
   std::function<void(const std::string& line)> log;  // as on_given_up
 };
 
 class Cluster : public StepRunner, public ClusterInfo {
  public:
-  // Checks the configuration and begins to listen; the events that Start delivers may begin at once. INVALID_ARGUMENT: the
-  // model or the mesh; UNAVAILABLE: the address.
+  // Checks the configuration and begins to listen; the events that Start delivers may begin at
+  // once. INVALID_ARGUMENT: the model or the mesh; UNAVAILABLE: the address.
   static absl::StatusOr<std::unique_ptr<Cluster>> Create(ClusterOptions options);
   // Sends the workers home.
   ~Cluster() override = default;
 
   virtual const std::string& worker_address() const = 0;  // HOST:PORT
-  // Nothing can come of this cluster: workers are sent home, a fatal RunnerLost is delivered. Any thread.
+  // Nothing can come of this cluster: workers are sent home, a fatal RunnerLost is delivered. Any
+  // thread.
   virtual void Fail(absl::Status reason) = 0;
 };
 

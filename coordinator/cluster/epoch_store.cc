@@ -28,8 +28,10 @@ void EpochStore::Begin(uint64_t epoch) {
 absl::Status EpochStore::CheckEpoch(const std::string& key) const {
   const size_t slash = key.find('/');
   uint64_t epoch = 0;
-  if (slash == std::string::npos || key.size() > kMaxKeyBytes || !absl::SimpleAtoi(key.substr(0, slash), &epoch)) {
-    return absl::InvalidArgumentError(absl::StrCat("store key '", key.substr(0, kMaxKeyBytes), "' is not EPOCH/..."));
+  if (slash == std::string::npos || key.size() > kMaxKeyBytes ||
+      !absl::SimpleAtoi(key.substr(0, slash), &epoch)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("store key '", key.substr(0, kMaxKeyBytes), "' is not EPOCH/..."));
   }
   if (epoch != epoch_) {
     return absl::AbortedError(absl::StrCat("store key '", key, "': the epoch is ", epoch_));
@@ -41,9 +43,9 @@ absl::Status EpochStore::Set(const std::string& key, const std::string& value) {
   std::lock_guard lock(mutex_);
   PL_RETURN_IF_ERROR(CheckEpoch(key));
   if (value.size() > kMaxValueBytes || values_.size() >= kMaxKeys) {
-    return absl::ResourceExhaustedError(absl::StrCat("store key '", key, "': ", value.size(), " bytes, ",
-                                                     values_.size(), " keys; limits are ", kMaxValueBytes, " and ",
-                                                     kMaxKeys));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("store key '", key, "': ", value.size(), " bytes, ", values_.size(),
+                     " keys; limits are ", kMaxValueBytes, " and ", kMaxKeys));
   }
   values_[key] = value;
   changed_.notify_all();
@@ -52,8 +54,9 @@ absl::Status EpochStore::Set(const std::string& key, const std::string& value) {
 
 absl::StatusOr<std::string> EpochStore::Get(const std::string& key, absl::Duration timeout,
                                             const std::function<bool()>& is_cancelled) {
-  const auto deadline = std::chrono::steady_clock::now() +
-                        absl::ToChronoMilliseconds(std::clamp(timeout, absl::ZeroDuration(), kMaxWait));
+  const auto deadline =
+      std::chrono::steady_clock::now() +
+      absl::ToChronoMilliseconds(std::clamp(timeout, absl::ZeroDuration(), kMaxWait));
   std::unique_lock lock(mutex_);
   while (true) {
     PL_RETURN_IF_ERROR(CheckEpoch(key));

@@ -1,4 +1,5 @@
-// EpochStore: where the ranks of the current epoch leave each other their addresses. Keys begin with "EPOCH/". Any thread.
+// EpochStore: where the ranks of the current epoch leave each other their addresses. Keys begin
+// with "EPOCH/". Any thread.
 #pragma once
 
 #include <condition_variable>
@@ -21,7 +22,8 @@ class EpochStore {
 
   // INVALID_ARGUMENT: a key without an epoch; RESOURCE_EXHAUSTED: more than an epoch can need.
   absl::Status Set(const std::string& key, const std::string& value);
-  // DEADLINE_EXCEEDED names the key; CANCELLED when is_cancelled, asked several times a second, says so.
+  // DEADLINE_EXCEEDED names the key; CANCELLED when is_cancelled, asked several times a second,
+  // says so.
   absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout,
                                   const std::function<bool()>& is_cancelled);
 

@@ -23,7 +23,8 @@ namespace plumbline {
 namespace {
 
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
-constexpr absl::Duration kHealthyLife = absl::Seconds(10);  // after which a death is not the last one's fault
+constexpr absl::Duration kHealthyLife =
+    absl::Seconds(10);  // after which a death is not the last one's fault
 constexpr size_t kMaxLineBytes = 16 << 10;
 constexpr int kUsageExitCode = 2;
 
@@ -117,7 +118,8 @@ class LauncherImpl final : public Launcher {
     std::vector<std::string> command = options_.command;
     command.push_back("--rank");
     command.push_back(absl::StrCat(child.rank));
-    PL_ASSIGN_OR_RETURN(const ChildProcess process, StartChild(command, absl::StrCat(options_.join_token, "\n")));
+    PL_ASSIGN_OR_RETURN(const ChildProcess process,
+                        StartChild(command, absl::StrCat(options_.join_token, "\n")));
     std::lock_guard lock(mutex_);
     child.process = process;
     child.started_at = absl::Now();
@@ -216,7 +218,8 @@ class LauncherImpl final : public Launcher {
     if (WIFEXITED(status) && WEXITSTATUS(status) == kUsageExitCode) return GiveUp(what);
     while (!restarts_.empty() && now - restarts_.front() > absl::Minutes(1)) restarts_.pop_front();
     if (static_cast<int>(restarts_.size()) >= options_.max_restarts_per_minute) {
-      return GiveUp(absl::StrCat(restarts_.size(), " restarts of workers within a minute; the last: ", what));
+      return GiveUp(
+          absl::StrCat(restarts_.size(), " restarts of workers within a minute; the last: ", what));
     }
     restarts_.push_back(now);
     // The first restart is immediate; one that dies again at once waits longer each time.
@@ -228,7 +231,8 @@ class LauncherImpl final : public Launcher {
   void RestartDue() {
     for (Child& child : children_) {
       if (child.process.pid > 0 || given_up_ || absl::Now() < child.restart_at) continue;
-      if (absl::Status status = StartOne(child); !status.ok()) GiveUp(std::string(status.message()));
+      if (absl::Status status = StartOne(child); !status.ok())
+        GiveUp(std::string(status.message()));
     }
   }
 
@@ -272,8 +276,14 @@ absl::StatusOr<std::unique_ptr<Launcher>> Launcher::Start(LauncherOptions option
 std::vector<std::string> WorkerCommand(const std::string& worker_address, int num_threads) {
   char program[4096];
   const ssize_t length = readlink("/proc/self/exe", program, sizeof(program));
-  return {length > 0 ? std::string(program, length) : "/proc/self/exe", "worker",
-          "--coordinator", worker_address, "--join-token-file", "-", "--threads", absl::StrCat(num_threads)};
+  return {length > 0 ? std::string(program, length) : "/proc/self/exe",
+          "worker",
+          "--coordinator",
+          worker_address,
+          "--join-token-file",
+          "-",
+          "--threads",
+          absl::StrCat(num_threads)};
 }
 
 }  // namespace plumbline

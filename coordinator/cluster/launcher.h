@@ -1,5 +1,5 @@
-// Launcher: the worker processes of this host as children. Restarts one that dies, forwards what they write to stderr,
-// and sees that none outlives this process, however that ends.
+// Launcher: the worker processes of this host as children. Restarts one that dies, forwards what
+// they write to stderr, and sees that none outlives this process, however that ends.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@
 namespace plumbline {
 
 struct LauncherOptions {
-  // Program and first arguments; "--rank N" is appended. The join token is the child's standard input, one line.
+  // Program and first arguments; "--rank N" is appended. The join token is the child's standard
+  // input, one line.
   std::vector<std::string> command;
   std::string join_token;
   std::vector<int> ranks;
@@ -23,7 +24,8 @@ struct LauncherOptions {
   absl::Duration max_backoff = absl::Seconds(5);
   // A line that a rank wrote to stderr, without its end. From the launcher's thread.
   std::function<void(int rank, const std::string& line)> on_line;
-  // Restarting is given up, for a reason to tell the user. From the launcher's thread; must not wait for it.
+  // Restarting is given up, for a reason to tell the user. From the launcher's thread; must not
+  // wait for it.
   std::function<void(absl::Status)> on_give_up;
 };
 
@@ -34,9 +36,11 @@ class Launcher {
   // Stops what still runs.
   virtual ~Launcher() = default;
 
-  // Waits up to `patience` for the children to end by themselves, then kills them. None is restarted. Idempotent.
+  // Waits up to `patience` for the children to end by themselves, then kills them. None is
+  // restarted. Idempotent.
   virtual void Stop(absl::Duration patience) = 0;
-  // Kills the rank's process when it is still this one; it is restarted. Any thread; does not block.
+  // Kills the rank's process when it is still this one; it is restarted. Any thread; does not
+  // block.
   virtual void Kill(int rank, int64_t pid) = 0;
   // Of the rank's child, or -1 while there is none.
   virtual int64_t pid(int rank) const = 0;

@@ -16,19 +16,24 @@ bool Contains(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-std::string Name(const WorkerIdentity& worker) { return absl::StrCat(worker.host, " ", worker.pid); }
+std::string Name(const WorkerIdentity& worker) {
+  return absl::StrCat(worker.host, " ", worker.pid);
+}
 
 }  // namespace
 
 Membership::Membership(Options options)
-    : options_(std::move(options)), arithmetic_(options_.arithmetic), members_(options_.mesh.size()) {}
+    : options_(std::move(options)),
+      arithmetic_(options_.arithmetic),
+      members_(options_.mesh.size()) {}
 
 absl::StatusOr<int> Membership::Join(WorkerIdentity worker) {
   const std::string name = absl::StrCat("worker ", plumbline::Name(worker));
   const int size = options_.mesh.size(), wanted = worker.wanted_rank;
   if (worker.build != options_.build) {
-    return absl::FailedPreconditionError(absl::StrCat(name, " is build ", worker.build, ", the coordinator is ",
-                                                      options_.build, "; use the same build everywhere"));
+    return absl::FailedPreconditionError(absl::StrCat(name, " is build ", worker.build,
+                                                      ", the coordinator is ", options_.build,
+                                                      "; use the same build everywhere"));
   }
   if (wanted >= size) {
     return absl::InvalidArgumentError(
@@ -41,7 +46,8 @@ absl::StatusOr<int> Membership::Join(WorkerIdentity worker) {
   }
   if (wanted < 0) {
     const std::vector<int> free = missing();
-    if (free.empty()) return absl::ResourceExhaustedError(absl::StrCat("all ", size, " ranks are held"));
+    if (free.empty())
+      return absl::ResourceExhaustedError(absl::StrCat("all ", size, " ranks are held"));
     rank = free.front();
   }
   PL_RETURN_IF_ERROR(CheckArithmetic(worker));
@@ -75,7 +81,8 @@ absl::Status Membership::CheckArithmetic(const WorkerIdentity& worker) const {
   for (const std::string& name : common) {
     if (Contains(worker.arithmetics, name)) return absl::OkStatus();
   }
-  return absl::UnimplementedError(absl::StrCat(can, "; the others share ", absl::StrJoin(common, ", ")));
+  return absl::UnimplementedError(
+      absl::StrCat(can, "; the others share ", absl::StrJoin(common, ", ")));
 }
 
 std::vector<std::string> Membership::CommonArithmetics() const {
@@ -83,7 +90,8 @@ std::vector<std::string> Membership::CommonArithmetics() const {
   for (const auto& member : members_) {
     if (!member) continue;
     if (!common) common = member->arithmetics;
-    std::erase_if(*common, [&](const std::string& name) { return !Contains(member->arithmetics, name); });
+    std::erase_if(*common,
+                  [&](const std::string& name) { return !Contains(member->arithmetics, name); });
   }
   return common ? *common : std::vector<std::string>();
 }
@@ -105,7 +113,8 @@ absl::Status Membership::CheckMemory(const std::vector<RankBytes>& needs) const 
     const WorkerIdentity& worker = *members_[bytes.rank];
     if (worker.memory_bytes > 0) {
       if (absl::Status status = CheckFits({bytes}, worker.memory_bytes); !status.ok()) {
-        return absl::ResourceExhaustedError(absl::StrCat(plumbline::Name(worker), ": ", status.message()));
+        return absl::ResourceExhaustedError(
+            absl::StrCat(plumbline::Name(worker), ": ", status.message()));
       }
     }
     Host& host = hosts[worker.host];
@@ -116,8 +125,9 @@ absl::Status Membership::CheckMemory(const std::vector<RankBytes>& needs) const 
   for (const auto& [name, host] : hosts) {
     if (host.available == 0 || host.needed <= host.available) continue;
     return absl::ResourceExhaustedError(absl::StrFormat(
-        "host %s has %d bytes of memory free; its ranks %s need %d together, %d (%.2f GiB) more", name, host.available,
-        absl::StrJoin(host.ranks, ", "), host.needed, host.needed - host.available,
+        "host %s has %d bytes of memory free; its ranks %s need %d together, %d (%.2f GiB) more",
+        name, host.available, absl::StrJoin(host.ranks, ", "), host.needed,
+        host.needed - host.available,
         static_cast<double>(host.needed - host.available) / (1 << 30)));
   }
   return absl::OkStatus();

@@ -24,8 +24,10 @@ constexpr std::chrono::seconds kShutdownTime(1);
 absl::Status CheckToken(const grpc::ServerContextBase& context, const std::string& expected) {
   const auto& metadata = context.client_metadata();
   const auto it = metadata.find("join-token");
-  if (it != metadata.end() && SameToken(expected, {it->second.data(), it->second.size()})) return absl::OkStatus();
-  return absl::UnauthenticatedError(it == metadata.end() ? "no join token was given" : "the join token is wrong");
+  if (it != metadata.end() && SameToken(expected, {it->second.data(), it->second.size()}))
+    return absl::OkStatus();
+  return absl::UnauthenticatedError(it == metadata.end() ? "no join token was given"
+                                                         : "the join token is wrong");
 }
 
 using ServerReactor = grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>;
@@ -88,7 +90,8 @@ class StreamReactor final : public ServerReactor {
     outgoing_.pop_front();
     if (!ok) {
       outgoing_.clear();
-      if (!finish_with_) finish_with_ = grpc::Status(grpc::StatusCode::CANCELLED, "the worker has gone");
+      if (!finish_with_)
+        finish_with_ = grpc::Status(grpc::StatusCode::CANCELLED, "the worker has gone");
     }
     if (outgoing_.empty()) {
       FinishWhenIdle(lock);
@@ -105,7 +108,8 @@ class StreamReactor final : public ServerReactor {
       done_ = true;
     }
     const std::shared_ptr<AttachedWorker> handle = std::move(handle_);
-    handler_.on_closed(handle, absl::UnavailableError(cancelled_ ? "the connection was lost" : "it has left"));
+    handler_.on_closed(
+        handle, absl::UnavailableError(cancelled_ ? "the connection was lost" : "it has left"));
     // The server waits for this before it goes.
     std::atomic<int>& num_attached = num_attached_;
     --num_attached;
@@ -138,7 +142,8 @@ class StreamReactor final : public ServerReactor {
   v1::WorkerMessage incoming_;
   std::atomic<bool> cancelled_ = false;
   std::mutex mutex_;
-  std::deque<std::shared_ptr<const v1::CoordinatorMessage>> outgoing_;  // the first one is being written
+  std::deque<std::shared_ptr<const v1::CoordinatorMessage>>
+      outgoing_;  // the first one is being written
   std::optional<grpc::Status> finish_with_;
   bool writing_ = false;
   bool finished_ = false;
@@ -147,11 +152,14 @@ class StreamReactor final : public ServerReactor {
 
 class Handle final : public AttachedWorker {
  public:
-  Handle(grpc::CallbackServerContext* context, const WorkerLinkServer::Handler& handler, std::atomic<int>& num_attached)
+  Handle(grpc::CallbackServerContext* context, const WorkerLinkServer::Handler& handler,
+         std::atomic<int>& num_attached)
       : reactor_(context, handler, num_attached) {}
   StreamReactor& reactor() { return reactor_; }
 
-  void Send(std::shared_ptr<const v1::CoordinatorMessage> message) override { reactor_.Send(std::move(message)); }
+  void Send(std::shared_ptr<const v1::CoordinatorMessage> message) override {
+    reactor_.Send(std::move(message));
+  }
   void Close(absl::Status status) override { reactor_.Close(status); }
   void Drop() override { reactor_.Drop(); }
   std::string peer() const override { return reactor_.peer(); }
@@ -195,8 +203,9 @@ class GrpcWorkerLinkServer final : public WorkerLinkServer, private ServiceBase 
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port == 0) {
-      return absl::UnavailableError(absl::StrCat("cannot listen for workers at ", options_.listen,
-                                                 ": the port is in use, or the address is not of this host"));
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen for workers at ", options_.listen,
+                       ": the port is in use, or the address is not of this host"));
     }
     address_ = absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port);
     return absl::OkStatus();
@@ -206,10 +215,12 @@ class GrpcWorkerLinkServer final : public WorkerLinkServer, private ServiceBase 
 
  private:
   ServerReactor* Attach(grpc::CallbackServerContext* context) override {
-    if (absl::Status status = CheckToken(*context, options_.join_token); !status.ok()) return new Refusal(status);
+    if (absl::Status status = CheckToken(*context, options_.join_token); !status.ok())
+      return new Refusal(status);
     if (++num_attached_ > kMaxAttached) {
       --num_attached_;
-      return new Refusal(absl::ResourceExhaustedError(absl::StrCat(kMaxAttached, " workers are attached already")));
+      return new Refusal(absl::ResourceExhaustedError(
+          absl::StrCat(kMaxAttached, " workers are attached already")));
     }
     auto handle = std::make_shared<Handle>(context, handler_, num_attached_);
     handle->reactor().Begin(handle);
@@ -225,9 +236,11 @@ class GrpcWorkerLinkServer final : public WorkerLinkServer, private ServiceBase 
 
   grpc::Status StoreGet(grpc::ServerContext* context, const v1::StoreGetRequest* request,
                         v1::StoreGetResponse* response) override {
-    if (absl::Status status = CheckToken(*context, options_.join_token); !status.ok()) return ToGrpc(status);
-    absl::StatusOr<std::string> value = store_.Get(request->key(), absl::Milliseconds(request->timeout_ms()),
-                                                   [context] { return context->IsCancelled(); });
+    if (absl::Status status = CheckToken(*context, options_.join_token); !status.ok())
+      return ToGrpc(status);
+    absl::StatusOr<std::string> value =
+        store_.Get(request->key(), absl::Milliseconds(request->timeout_ms()),
+                   [context] { return context->IsCancelled(); });
     if (value.ok()) response->set_value(*std::move(value));
     return ToGrpc(value.status());
   }
@@ -242,9 +255,11 @@ class GrpcWorkerLinkServer final : public WorkerLinkServer, private ServiceBase 
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WorkerLinkServer>> WorkerLinkServer::Listen(Options options, EpochStore* store,
+absl::StatusOr<std::unique_ptr<WorkerLinkServer>> WorkerLinkServer::Listen(Options options,
+                                                                           EpochStore* store,
                                                                            Handler handler) {
-  auto server = std::make_unique<GrpcWorkerLinkServer>(std::move(options), store, std::move(handler));
+  auto server =
+      std::make_unique<GrpcWorkerLinkServer>(std::move(options), store, std::move(handler));
   PL_RETURN_IF_ERROR(server->Start());
   return server;
 }

@@ -1,5 +1,6 @@
-// WorkerLinkServer: the coordinator's end of the worker links (proto/cluster.proto, service WorkerLink): a gRPC server of
-// its own for attached workers and their store. Knows the join token, and nothing of ranks and epochs.
+// WorkerLinkServer: the coordinator's end of the worker links (proto/cluster.proto, service
+// WorkerLink): a gRPC server of its own for attached workers and their store. Knows the join token,
+// and nothing of ranks and epochs.
 #pragma once
 
 #include <functional>
@@ -20,7 +21,8 @@ class WorkerMessage;
 class AttachedWorker {
  public:
   virtual ~AttachedWorker() = default;
-  // Messages leave in order. One message may be sent to several workers. Dropped when the worker has gone.
+  // Messages leave in order. One message may be sent to several workers. Dropped when the worker
+  // has gone.
   virtual void Send(std::shared_ptr<const v1::CoordinatorMessage> message) = 0;
   // Ends the stream with this status when what was sent has left.
   virtual void Close(absl::Status status) = 0;
@@ -38,10 +40,13 @@ class WorkerLinkServer {
   // Called from threads of the server, for one worker one call at a time; must not block.
   struct Handler {
     std::function<void(const std::shared_ptr<AttachedWorker>&, v1::WorkerMessage)> on_message;
-    std::function<void(const std::shared_ptr<AttachedWorker>&, absl::Status)> on_closed;  // the last call for it
+    std::function<void(const std::shared_ptr<AttachedWorker>&, absl::Status)>
+        on_closed;  // the last call for it
   };
   // UNAVAILABLE: the address is in use or not of this host.
-  static absl::StatusOr<std::unique_ptr<WorkerLinkServer>> Listen(Options options, EpochStore* store, Handler handler);
+  static absl::StatusOr<std::unique_ptr<WorkerLinkServer>> Listen(Options options,
+                                                                  EpochStore* store,
+                                                                  Handler handler);
   // Ends every stream; returns after the handler's last call.
   virtual ~WorkerLinkServer() = default;
 
