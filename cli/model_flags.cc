@@ -79,7 +79,7 @@ absl::StatusOr<NamedModel> OpenNamedModel(const ModelFlags& flags) {
     PL_ASSIGN_OR_RETURN(model.config, ParseModelConfig(model.config_json));
     if (!model.random_seed) model.random_seed = 0;
   } else {
-    model.dir = flags.model;
+    model.dir = std::filesystem::absolute(flags.model).string();  // workers have another working directory
     PL_ASSIGN_OR_RETURN(model.config, ReadModelConfig(flags.model));
     PL_ASSIGN_OR_RETURN(model.config_json, ReadFile(flags.model + "/config.json"));
   }

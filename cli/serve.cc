@@ -39,6 +39,7 @@ struct ServeFlags {
   int64_t max_context = 0;
   int64_t max_queue = 1024;
   int64_t drain_seconds = 30;
+  int64_t stuck_seconds = 30;
   bool launch = true;
 };
 
@@ -68,6 +69,16 @@ absl::StatusOr<std::string> JoinTokenOf(const std::string& path) {
   file << token << "\n";
   if (!file.flush() || error) return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
   return token;
+}
+
+SamplingParams SamplingDefaults(const GenerationDefaults& file) {
+  SamplingParams params;
+  params.temperature = file.temperature.value_or(params.temperature);
+  params.top_p = file.top_p.value_or(params.top_p);
+  params.min_p = file.min_p.value_or(params.min_p);
+  params.top_k = std::max(0, file.top_k.value_or(params.top_k));
+  params.repetition_penalty = file.repetition_penalty.value_or(params.repetition_penalty);
+  return params;
 }
 
 // SIGINT and SIGTERM arrive at WaitFor alone; to be made before any thread is started.
@@ -147,6 +158,7 @@ class Server {
     served_.vocab_size = static_cast<int32_t>(model_.config.vocab);
     served_.fingerprint = model_.config.Fingerprint();
     served_.created = std::time(nullptr);
+    served_.sampling_defaults = SamplingDefaults(text_->generation);
     return StartServers();
   }
 
@@ -167,13 +179,15 @@ class Server {
       }
     }
     api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{
-        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .api_key = api_key});
+        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .api_key = api_key,
+        .stuck_after = absl::Seconds(flags_.stuck_seconds)});
     PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port}, api_.get()));
     PL_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start({.address = absl::StrCat(grpc_address_.host, ":", grpc_address_.port),
                                                   .engine = engine_.get(),
                                                   .model = &served_,
                                                   .cluster = &fleet_->cluster(),
                                                   .api_key = api_key,
+                                                  .stuck_after = absl::Seconds(flags_.stuck_seconds),
                                                   .other_services = {}}));
     return absl::OkStatus();
   }
@@ -221,6 +235,7 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--max-context", flags.max_context, "prompt and output of a request together; default: the model's limit")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--max-queue", flags.max_queue, "waiting requests; more get 429")->check(CLI::PositiveNumber);
+  command.add_option("--stuck-seconds", flags.stuck_seconds, "not ready when one step takes longer")->check(CLI::PositiveNumber);
   command.add_option("--drain-seconds", flags.drain_seconds, "patience with running requests on SIGTERM")
       ->check(CLI::NonNegativeNumber);
 }

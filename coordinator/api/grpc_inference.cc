@@ -1,7 +1,7 @@
+#include "coordinator/api/api_key.h"
 #include "coordinator/api/grpc_inference.h"
 
 #include <grpcpp/grpcpp.h>
-#include <openssl/crypto.h>
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
@@ -321,11 +321,10 @@ class InferenceService final : public v1::Inference::CallbackService {
  private:
   absl::Status Admit(const grpc::CallbackServerContext& context) const {
     if (!options_.gate->is_open) return absl::UnavailableError("the server is stopping");
-    if (options_.api_key.empty()) return absl::OkStatus();
-    const std::string wanted = "Bearer " + options_.api_key;
     const auto given = context.client_metadata().find("authorization");
-    if (given != context.client_metadata().end() && given->second.size() == wanted.size() &&
-        CRYPTO_memcmp(given->second.data(), wanted.data(), wanted.size()) == 0) {
+    const bool has_key = given != context.client_metadata().end();
+    if (IsAuthorized(has_key ? std::string_view(given->second.data(), given->second.size()) : "",
+                     options_.api_key)) {
       return absl::OkStatus();
     }
     return absl::UnauthenticatedError(

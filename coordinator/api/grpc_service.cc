@@ -1,3 +1,4 @@
+#include "coordinator/api/api_key.h"
 #include "coordinator/api/grpc_service.h"
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
@@ -49,8 +50,9 @@ class ClusterService final : public v1::Cluster::Service {
  public:
   explicit ClusterService(const GrpcServerOptions& options) : options_(options) {}
 
-  grpc::Status Status(grpc::ServerContext*, const v1::StatusRequest*,
+  grpc::Status Status(grpc::ServerContext* context, const v1::StatusRequest*,
                       v1::StatusResponse* response) override {
+    if (!HasKey(*context)) return NoKey();
     const EngineStats stats = options_.engine->Stats();
     response->set_model(options_.model->name);
     response->set_ready(Readiness(stats, options_.stuck_after).ok());
@@ -86,6 +88,7 @@ class ClusterService final : public v1::Cluster::Service {
   // gives up.
   grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest*,
                      v1::DrainResponse*) override {
+    if (!HasKey(*context)) return NoKey();
     while (!options_.engine->Drain(absl::Now() + absl::FromChrono(kPollInterval))) {
       if (context->IsCancelled()) {
         return {grpc::StatusCode::DEADLINE_EXCEEDED, "draining goes on; requests are under way"};
@@ -95,6 +98,17 @@ class ClusterService final : public v1::Cluster::Service {
   }
 
  private:
+  bool HasKey(const grpc::ServerContext& context) const {
+    const auto given = context.client_metadata().find("authorization");
+    const bool has_key = given != context.client_metadata().end();
+    return IsAuthorized(has_key ? std::string_view(given->second.data(), given->second.size()) : "",
+                        options_.api_key);
+  }
+  static grpc::Status NoKey() {
+    return {grpc::StatusCode::UNAUTHENTICATED,
+            "missing or wrong API key; send it as metadata 'authorization: Bearer KEY'"};
+  }
+
   const GrpcServerOptions options_;
 };
 

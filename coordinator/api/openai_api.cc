@@ -1,6 +1,5 @@
 #include "coordinator/api/openai_api.h"
 
-#include <openssl/crypto.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "coordinator/api/api_error.h"
+#include "coordinator/api/api_key.h"
 #include "coordinator/api/readiness.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/status.h"
@@ -154,11 +154,7 @@ const OpenAiApi::Route* OpenAiApi::FindRoute(const HttpRequest& request, std::st
 }
 
 bool OpenAiApi::HasKey(const HttpRequest& request) const {
-  if (options_.api_key.empty()) return true;
-  const std::string wanted = "Bearer " + options_.api_key;
-  const std::string_view given = request.Header("authorization");
-  return given.size() == wanted.size() &&
-         CRYPTO_memcmp(given.data(), wanted.data(), wanted.size()) == 0;
+  return IsAuthorized(request.Header("authorization"), options_.api_key);
 }
 
 HttpResponse OpenAiApi::ErrorResponse(int status, const std::string& message) {

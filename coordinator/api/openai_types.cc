@@ -55,6 +55,7 @@ void ReadCommon(RequestFields& fields, CompletionFields& request) {
   fields.Read("temperature", &sampling.temperature);
   fields.Read("top_p", &sampling.top_p);
   fields.Read("top_k", &sampling.top_k);
+  if (sampling.top_k == -1) sampling.top_k = 0;  // how vLLM's clients say "off"
   fields.Read("min_p", &sampling.min_p);
   fields.Read("repetition_penalty", &sampling.repetition_penalty);
   fields.Read("presence_penalty", &sampling.presence_penalty);

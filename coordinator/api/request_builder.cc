@@ -102,9 +102,8 @@ absl::Status RequestBuilder::CheckSampling(const SamplingParams& sampling) const
     return InvalidField("top_p",
                         absl::StrCat("must be above 0 and at most 1, not ", sampling.top_p));
   }
-  if (sampling.top_k < -1) {
-    return InvalidField(
-        "top_k", absl::StrCat("must be at least 1, or 0 or -1 for off, not ", sampling.top_k));
+  if (sampling.top_k < 0) {
+    return InvalidField("top_k", absl::StrCat("must be at least 1, or 0 for off, not ", sampling.top_k));
   }
   PL_RETURN_IF_ERROR(CheckRange("min_p", sampling.min_p, {0, 1}));
   if (!(sampling.repetition_penalty > 0 && sampling.repetition_penalty <= 10)) {

@@ -14,7 +14,7 @@ struct ServedModel {
   const ModelText* text = nullptr;  // outlives the API
   int64_t max_model_len = 0;        // prompt + generated, in tokens
   int32_t vocab_size = 0;           // of the model's head; ids in [0, vocab_size) may be prompted
-  std::string fingerprint;          // of configuration and weights
+  std::string fingerprint;          // of the configuration
   std::string numerics = "exact";
   int64_t created = 0;               // Unix seconds
   SamplingParams sampling_defaults;  // where a request does not say

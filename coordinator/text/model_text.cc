@@ -69,6 +69,23 @@ bool AddEosIds(const Json& json, std::set<int32_t>& ids) {
   return found;
 }
 
+template <typename Number>
+void ReadNumber(const Json& json, const char* key, std::optional<Number>& number) {
+  const auto it = json.find(key);
+  if (it != json.end() && it->is_number()) number = it->get<Number>();
+}
+
+GenerationDefaults DefaultsOf(const Json& generation_config) {
+  GenerationDefaults defaults;
+  ReadNumber(generation_config, "temperature", defaults.temperature);
+  ReadNumber(generation_config, "top_p", defaults.top_p);
+  ReadNumber(generation_config, "min_p", defaults.min_p);
+  ReadNumber(generation_config, "repetition_penalty", defaults.repetition_penalty);
+  ReadNumber(generation_config, "top_k", defaults.top_k);
+  if (generation_config.value("do_sample", Json(true)) == Json(false)) defaults.temperature = 0;
+  return defaults;
+}
+
 absl::StatusOr<std::optional<std::string>> ReadTemplate(const std::string& model_dir,
                                                         const std::string& override_path,
                                                         const Json& tokenizer_config) {
@@ -150,6 +167,7 @@ absl::StatusOr<std::unique_ptr<ModelText>> LoadModelText(const std::string& mode
       eos_ids.insert(*id);
   }
   text->eos_ids.assign(eos_ids.begin(), eos_ids.end());
+  text->generation = DefaultsOf(generation_config);
   return text;
 }
 

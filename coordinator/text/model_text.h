@@ -15,11 +15,21 @@
 
 namespace plumbline {
 
+// What generation_config.json says of sampling; absent where it says nothing.
+struct GenerationDefaults {
+  std::optional<float> temperature;  // 0 when the file turns sampling off
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<int32_t> top_k;
+};
+
 struct ModelText {
   std::unique_ptr<Tokenizer> tokenizer;
   std::optional<ChatTemplate> chat_template;
   SpecialTokenStrings tokens;
   std::vector<int32_t> eos_ids;  // ascending; generation stops at any of them
+  GenerationDefaults generation;
 };
 
 // Reads tokenizer.json (required), tokenizer_config.json, chat_template.jinja or

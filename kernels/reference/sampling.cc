@@ -36,7 +36,7 @@ void ReferenceOps::DoPenalties(const PenaltiesArgs& args) {
 
 namespace {
 
-// The order of exactness.md: logit descending, then id ascending.
+// The order of SampleArgs: logit descending, then id ascending.
 struct Before {
   const float* logits;
   bool operator()(int32_t a, int32_t b) const {
