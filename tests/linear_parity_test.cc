@@ -108,6 +108,15 @@ TEST_P(LinearParity, LongSumsKeepTheirBitsInAnyBatch) {
   EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return linear.Run(rows); }));
 }
 
+// Large enough that the output is written past the caches, but for its last, narrow block.
+TEST_P(LinearParity, LargeOutputsKeepTheirBitsInAnyBatch) {
+  const LinearShape shape{.n = 2064, .k = 40, .dtype = dtype()};
+  const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 21);
+  const Matrix x = RandomMatrix(dtype(), 530, shape.k, 22);
+  const LinearCase linear = MakeCase(backend_, shape, {weight});
+  EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return linear.Run(rows); }));
+}
+
 TEST_P(LinearParity, ColumnsKeepTheirBitsOnAnyRank) {
   const LinearShape shape{.n = 150, .k = 200, .num_leaves = 2, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 11);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdint>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/linear_driver.h"
@@ -26,6 +27,15 @@ const LinearTable& LinearTableOf(CpuArithmetic arithmetic) {
 
 namespace {
 
+// An output that the caches will not hold until it is read: written past them, it costs one
+// transfer of memory instead of two.
+constexpr size_t kStreamBytes = size_t{4} << 20;
+
+bool IsStreamed(const Tensor& out) {
+  return out.num_bytes() >= kStreamBytes && reinterpret_cast<uintptr_t>(out.raw()) % 64 == 0 &&
+         out.dim(1) % 16 == 0;
+}
+
 // x as a kernel wants it: x itself where it already lies so.
 Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format,
                    const LinearLayout& layout, ConstTensor x) {
@@ -47,6 +57,7 @@ void CpuOps::DoLinear(const LinearArgs& args) {
   const Panel panel = PreparePanel(pool_, shared_, kernel.format, layout, args.x);
   const ProductGrid grid(kernel, layout, panel.num_rows, pool_.num_threads());
   const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>();
+  const bool streamed = IsStreamed(args.out);
   pool_.ParallelFor(grid.num_tasks(), [&](int64_t task, int thread) {
     ProductTile tile{.kernel = kernel,
                      .layout = layout,
@@ -57,14 +68,16 @@ void CpuOps::DoLinear(const LinearArgs& args) {
     MultiplyTree(table, tile, sums);
     for (int64_t block = 0; block < tile.num_blocks; ++block) {
       const int64_t column = (tile.first_block + block) * kBlockColumns;
+      const int64_t num_columns = std::min<int64_t>(kBlockColumns, args.shape.n - column);
       table.store(
           {.sums = sums + block * tile.block_sums(),
            .num_rows = tile.num_rows,
-           .num_columns = static_cast<int>(std::min<int64_t>(kBlockColumns, args.shape.n - column)),
+           .num_columns = static_cast<int>(num_columns),
            .out = args.out.as<float>() + tile.first_row * args.shape.n + column,
            .out_stride = args.shape.n,
            .out_dtype = DType::kF32,
-           .bias = bias ? bias + column : nullptr});
+           .bias = bias ? bias + column : nullptr,
+           .streamed = streamed && num_columns == kBlockColumns});
     }
   });
 }

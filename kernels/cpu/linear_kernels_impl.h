@@ -90,6 +90,7 @@ struct LinearElementwise {
   }
 
   static void Store(const StoreArgs& args) {
+    if (args.streamed) return StoreStreamed(args);
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       float* out = static_cast<float*>(args.out) + r * args.out_stride;
@@ -100,6 +101,18 @@ struct LinearElementwise {
                       args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
       }
     }
+  }
+
+  static void StoreStreamed(const StoreArgs& args) {
+    for (int64_t r = 0; r < args.num_rows; ++r) {
+      const float* sums = args.sums + r * 32;
+      float* out = static_cast<float*>(args.out) + r * args.out_stride;
+      for (int i = 0; i < 32; i += V::kWidth) {
+        const typename V::F32 value = V::Load(sums + i);
+        V::Stream(out + i, args.bias ? V::Add(value, V::Load(args.bias + i)) : value);
+      }
+    }
+    V::FinishStreams();
   }
 
   static void StoreGated(const StoreArgs& args) {

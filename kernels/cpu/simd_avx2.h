@@ -15,6 +15,8 @@ struct Avx2 {
   static F32 Load(const float* p) { return _mm256_loadu_ps(p); }
   static F32 LoadFirst(const float* p, int n) { return _mm256_maskload_ps(p, First(n)); }
   static void Store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
+  static void Stream(float* p, F32 x) { _mm256_stream_ps(p, x); }
+  static void FinishStreams() { _mm_sfence(); }
   static void StoreFirst(float* p, F32 x, int n) { _mm256_maskstore_ps(p, First(n), x); }
 
   static F32 LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }

@@ -16,6 +16,8 @@ struct Avx512 {
   static F32 Load(const float* p) { return _mm512_loadu_ps(p); }
   static F32 LoadFirst(const float* p, int n) { return _mm512_maskz_loadu_ps(First(n), p); }
   static void Store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
+  static void Stream(float* p, F32 x) { _mm512_stream_ps(p, x); }
+  static void FinishStreams() { _mm_sfence(); }
   static void StoreFirst(float* p, F32 x, int n) { _mm512_mask_storeu_ps(p, First(n), x); }
 
   static F32 LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }

@@ -18,6 +18,8 @@ struct Scalar {
   static F32 Load(const float* p) { return *p; }
   static F32 LoadFirst(const float* p, int) { return *p; }
   static void Store(float* p, F32 x) { *p = x; }
+  static void Stream(float* p, F32 x) { *p = x; }
+  static void FinishStreams() {}
   static void StoreFirst(float* p, F32 x, int) { *p = x; }
 
   static F32 LoadBf16(const uint16_t* p) { return ToFloat(Bf16{*p}); }
