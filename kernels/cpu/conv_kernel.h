@@ -8,6 +8,8 @@
 namespace plumbline {
 namespace {
 
+inline constexpr int kRowsAhead = 2;
+
 template <typename Simd, typename T>
 void ConvKernel(const ConvTask& task) {
   const int channels = task.num_channels, width = task.width, history = width - 1;
@@ -30,8 +32,12 @@ void ConvKernel(const ConvTask& task) {
     float* newest = inputs[(history + t) % width];
     const float* taps[kMaxConvWidth];  // oldest first
     for (int j = 0; j < width; ++j) taps[j] = inputs[(t + j) % width];
+    // Rows are pages apart, which the processor does not foresee.
+    const int64_t ahead = task.num_rows - 1 - t < kRowsAhead ? task.num_rows - 1 - t : kRowsAhead;
+    const float* x_ahead = x + ahead * task.x_stride;
     for (int c = 0; c < channels; c += 16) {
       const int lanes = Least(16, channels - c);
+      __builtin_prefetch(x_ahead + c);
       const auto last = Simd::Round(Simd::LoadN(x + c, lanes), static_cast<T*>(nullptr));
       Simd::Store(newest + c, last);
       auto sum = Simd::Mul(Simd::Load(weights[0] + c), Simd::Load(taps[0] + c));
