@@ -38,8 +38,10 @@ struct Bf16Scores {
       for (int i = 0; i < s.dim / 2; i += 16) {
         const int n = Most(0, Least(16, num_pairs - i));
         typename Simd::F lanes[16];
+#pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) lanes[j] = Simd::LoadN(from + j * num_pairs + i, n);
         Simd::Transpose(lanes);
+#pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) Simd::Store(to + 16 * (i + j), lanes[j]);
       }
     }

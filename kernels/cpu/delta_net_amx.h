@@ -156,8 +156,10 @@ struct AmxChunkProducts {
     for (int i = 0; i < rows; i += 16) {
       for (int l = 0; l < columns; l += 32) {
         __m512 lanes[16];
+#pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) lanes[j] = _mm512_loadu_ps(x + (i + j) * columns + l);
         Simd::Transpose(lanes);
+#pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) _mm512_storeu_ps(panels + i * columns / 2 + (l / 2 + j) * 16, lanes[j]);
       }
     }

@@ -32,10 +32,12 @@ void PrepareChunk(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fi
   for (int i = 0; i < count; i += 16) {
     for (int p = 0; p < padded; p += 16) {
       typename Simd::F lanes[16];
+#pragma GCC unroll 16
       for (int j = 0; j < 16; ++j) {
         lanes[j] = i + j < count ? Simd::Load(s.k + (i + j) * s.key_stride + p) : Simd::Zero();
       }
       Simd::Transpose(lanes);
+#pragma GCC unroll 16
       for (int j = 0; j < 16; ++j) Simd::Store(s.k_transposed + (p + j) * kChunkStride + i, lanes[j]);
     }
   }
@@ -61,6 +63,33 @@ void DecayedWeights(const DeltaNetScratch& s, const float* products, const float
   }
 }
 
+// Rows [0, rows) of 16 columns of x, after the blocks above them have been taken off.
+template <typename Simd>
+void SolveBlock(const float* w, float* x, int64_t stride, int rows) {
+  typename Simd::F lanes[16];
+  if (rows == 16) {  // in registers
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) lanes[i] = Simd::Load(x + i * stride);
+#pragma GCC unroll 16
+    for (int j = 0; j < 15; ++j) {
+#pragma GCC unroll 16
+      for (int i = j + 1; i < 16; ++i) {
+        lanes[i] = Simd::Fma(Simd::Set(w[i * kChunkStride + j]), lanes[j], lanes[i]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) Simd::Store(x + i * stride, lanes[i]);
+    return;
+  }
+  for (int i = 0; i < rows; ++i) lanes[i] = Simd::Load(x + i * stride);
+  for (int j = 0; j + 1 < rows; ++j) {
+    for (int i = j + 1; i < rows; ++i) {
+      lanes[i] = Simd::Fma(Simd::Set(w[i * kChunkStride + j]), lanes[j], lanes[i]);
+    }
+  }
+  for (int i = 0; i < rows; ++i) Simd::Store(x + i * stride, lanes[i]);
+}
+
 // x <- (I - W)^-1 x, W = s.weights strictly lower triangular: blocks of 16 rows, rows in order inside a block.
 template <typename Simd>
 void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
@@ -73,15 +102,7 @@ void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
                       .k = block, .c_scale = 1});
     }
     for (int column = 0; column < num_columns; column += 16) {
-      float* x = s.x + block * s.value_stride + column;
-      typename Simd::F lanes[16];
-      for (int i = 0; i < rows; ++i) lanes[i] = Simd::Load(x + i * s.value_stride);
-      for (int j = 0; j + 1 < rows; ++j) {
-        for (int i = j + 1; i < rows; ++i) {
-          lanes[i] = Simd::Fma(Simd::Set(w[i * kChunkStride + block + j]), lanes[j], lanes[i]);
-        }
-      }
-      for (int i = 0; i < rows; ++i) Simd::Store(x + i * s.value_stride, lanes[i]);
+      SolveBlock<Simd>(w + block, s.x + block * s.value_stride + column, s.value_stride, rows);
     }
   }
 }
@@ -147,6 +168,9 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
   Products::ReadState(task, s, state, last_decay, count);
   for (int i = 0; i < count; ++i) {
     const float* v = task.v + (first + i) * task.conv_stride + head * dim;
+    // The next head's, which lie beside this one's; its v below.
+    PrefetchRows(task.q + (first + i) * task.conv_stride + task.key_dim, 0, 1, task.key_dim);
+    PrefetchRows(task.k + (first + i) * task.conv_stride + task.key_dim, 0, 1, task.key_dim);
     const auto beta = Simd::Set(s.beta[i]), decayed = Simd::Exp(Simd::Set(s.decay[i]));
     float *x = s.x + i * s.value_stride, *out = s.out + i * s.value_stride;
     for (int c = 0; c < dim; c += 16) {
@@ -160,6 +184,7 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
   DecayedWeights<Simd>(s, s.qk, nullptr, count, 1);
   Products::AddValues(task, s, count);
   for (int i = 0; i < count; ++i) {
+    PrefetchRows(task.v + (first + i) * task.conv_stride + (head + 1) * dim, 0, 1, dim);
     GatedNorm<Simd, T>(task, first + i, head, s.out + i * s.value_stride);
     const float rest = (s.decay[count - 1] - s.decay[i]) + (s.decay_low[count - 1] - s.decay_low[i]);
     const auto factor = Simd::Exp(Simd::Set(rest));

@@ -10,7 +10,7 @@ namespace {
 using Avx512Lanes = Lanes16<Avx512>;
 
 template <>
-inline void Avx512Lanes::Transpose(__m512 rows[16]) {
+__attribute__((always_inline)) inline void Avx512Lanes::Transpose(__m512 rows[16]) {
   __m512 t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {

@@ -1,6 +1,7 @@
 // Elementwise functions over a vector type V: Scalar, Avx2 or Avx512 (simd_*.h). A lane's result
 // depends on that lane alone, so tails (LoadFirst, StoreFirst) have the bits of full vectors.
-// V::MulAdd is fused where the processor does it.
+// V::MulAdd is fused where the processor does it. Always inline: a call makes the loop around it
+// save every vector.
 #pragma once
 
 namespace plumbline {
@@ -9,7 +10,7 @@ namespace plumbline {
 // Cephes' scheme: x = n ln 2 + r with |r| <= ln(2)/2, a polynomial in r, then 2^n in two factors so
 // that subnormal results round once.
 template <typename V>
-typename V::F32 Exp(typename V::F32 x) {
+__attribute__((always_inline)) inline typename V::F32 Exp(typename V::F32 x) {
   using F32 = typename V::F32;
   x = V::Max(V::Set(-104.0f), V::Min(V::Set(89.0f), x));  // in this operand order NaN passes
   const F32 n = V::Round(V::Mul(x, V::Set(1.44269504088896341f)));
@@ -28,14 +29,14 @@ typename V::F32 Exp(typename V::F32 x) {
 
 // 1 / (1 + e^-x).
 template <typename V>
-typename V::F32 Sigmoid(typename V::F32 x) {
+__attribute__((always_inline)) inline typename V::F32 Sigmoid(typename V::F32 x) {
   const typename V::F32 one = V::Set(1.0f);
   return V::Div(one, V::Add(one, Exp<V>(V::Sub(V::Set(0.0f), x))));
 }
 
 // x * sigmoid(x), at most 2.5 ulp off.
 template <typename V>
-typename V::F32 Silu(typename V::F32 x) {
+__attribute__((always_inline)) inline typename V::F32 Silu(typename V::F32 x) {
   return V::Div(x, V::Add(V::Set(1.0f), Exp<V>(V::Sub(V::Set(0.0f), x))));
 }
 
