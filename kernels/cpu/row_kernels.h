@@ -113,11 +113,15 @@ void NormRopeHead(T* out, const float* head, const float* norm, const QkNormRope
   }
 }
 
+// A row comes from memory: its heads are fetched while others are computed.
+inline constexpr int kHeadsAhead = 4;
+
 template <typename Simd, typename T>
 void QkNormRopeRow(const QkNormRopeTask& task) {
   const int dim = task.head_dim;
   const float* head = task.qkv;
   for (int h = 0; h < task.num_query_heads; ++h, head += task.query_stride) {
+    for (int i = 0; i < dim; i += 16) __builtin_prefetch(head + kHeadsAhead * task.query_stride + i);
     NormRopeHead<Simd>(static_cast<T*>(task.q) + h * dim, head, task.q_norm, task, task.scratch);
   }
   T* k = static_cast<T*>(task.k);
