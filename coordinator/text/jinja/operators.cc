@@ -1,4 +1,5 @@
 // Arithmetic, comparison and concatenation of values, as Python does them.
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -161,6 +162,12 @@ bool Runtime::Contains(const Value& container, const Value& item) {
       if (Equal(member, item)) return true;
     }
     return false;
+  }
+  if (container.generator() != nullptr) {
+    List members = Iterate(container);
+    Step(members.size() / 16);
+    return std::any_of(members.begin(), members.end(),
+                       [&](const Value& member) { return Equal(member, item); });
   }
   Fail(absl::StrCat("argument of type '", container.TypeName(), "' is not iterable"));
   return false;

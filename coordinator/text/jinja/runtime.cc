@@ -141,6 +141,11 @@ Value Runtime::NewTuple(List items) {
   return CheckContainer(Value::MakeTuple(std::move(items)), num_items);
 }
 
+Value Runtime::NewGenerator(List items) {
+  size_t num_items = items.size();
+  return CheckContainer(Value::MakeGenerator(std::move(items)), num_items);
+}
+
 Value Runtime::NewDict(Entries entries) {
   size_t num_items = 2 * entries.size();
   return CheckContainer(Value::MakeDict(std::move(entries)), num_items);
@@ -174,6 +179,9 @@ Value Runtime::Call(const Value& callee, const Arguments& arguments) {
 List Runtime::Iterate(const Value& value) {
   if (value.is_undefined()) return {};
   if (value.is_sequence()) return value.items();
+  if (Generator* generator = value.generator()) {
+    return std::exchange(generator->is_used_up, true) ? List() : generator->items->items;
+  }
   if (value.is_string()) {
     Charge(value.string().size() * sizeof(Value));
     return failed() ? List() : Characters(value.string());

@@ -98,6 +98,7 @@ class Runtime {
   Value NewString(std::string text, bool is_markup = false);
   Value NewList(List items);
   Value NewTuple(List items);
+  Value NewGenerator(List items);
   Value NewDict(Entries entries);
   Value NewCallable(std::string name, std::function<Value(Runtime&, const Arguments&)> call);
   Namespace* NewNamespace();

@@ -33,9 +33,9 @@ Value ListFilter(Runtime& in, const Value& value, const Arguments&) {
 }
 
 Value ItemsFilter(Runtime& in, const Value& value, const Arguments&) {
-  if (value.is_undefined()) return in.NewList({});
+  if (value.is_undefined()) return in.NewGenerator({});
   if (!value.is_dict()) return in.Fail("can only get item pairs from a mapping");
-  return in.Call(MethodOf(in, value, "items"), {});
+  return in.NewGenerator(in.Iterate(in.Call(MethodOf(in, value, "items"), {})));
 }
 
 Value DefaultFilter(Runtime& in, const Value& value, const Arguments& arguments) {
@@ -66,6 +66,8 @@ Value JoinFilter(Runtime& in, const Value& value, const Arguments& arguments) {
 
 template <bool kLast>
 Value EndFilter(Runtime& in, const Value& value, const Arguments&) {
+  // Python's reversed() needs to know where the end is.
+  if (kLast && value.generator() != nullptr) return in.Fail("'generator' object is not reversible");
   List items = in.Iterate(value);
   if (items.empty())
     return Value::UndefinedBecause(kLast ? "no last item, sequence was empty"
@@ -77,7 +79,7 @@ Value ReverseFilter(Runtime& in, const Value& value, const Arguments&) {
   if (value.is_string()) return in.NewString(Reversed(value.string()));
   List items = in.Iterate(value);
   std::reverse(items.begin(), items.end());
-  return in.NewList(std::move(items));
+  return value.generator() ? in.NewList(std::move(items)) : in.NewGenerator(std::move(items));
 }
 
 // Sorts by keys made once; fails when two keys have no order.
@@ -158,7 +160,7 @@ Value UniqueFilter(Runtime& in, const Value& value, const Arguments& arguments) 
     keys.push_back(std::move(key));
     kept.push_back(item);
   }
-  return in.NewList(std::move(kept));
+  return in.NewGenerator(std::move(kept));
 }
 
 Value SumFilter(Runtime& in, const Value& value, const Arguments& arguments) {
@@ -194,6 +196,7 @@ Value ExtremeFilter(Runtime& in, const Value& value, const Arguments& arguments)
 }
 
 Value MapFilter(Runtime& in, const Value& value, const Arguments& arguments) {
+  if (!value.Truth()) return in.NewGenerator({});  // also of what cannot be iterated over
   const Value* attribute = arguments.Get(SIZE_MAX, "attribute");
   const Value* fallback = arguments.Get(SIZE_MAX, "default");
   if (attribute == nullptr &&
@@ -213,13 +216,14 @@ Value MapFilter(Runtime& in, const Value& value, const Arguments& arguments) {
     if (in.failed()) return Value();
     mapped.push_back(result.is_undefined() && fallback != nullptr ? *fallback : result);
   }
-  return in.NewList(std::move(mapped));
+  return in.NewGenerator(std::move(mapped));
 }
 
 // select, reject, selectattr, rejectattr: keep the items for which a test (or else truth) is
 // `kKeep`.
 template <bool kByAttribute, bool kKeep>
 Value SelectFilter(Runtime& in, const Value& value, const Arguments& arguments) {
+  if (!value.Truth()) return in.NewGenerator({});  // also of what cannot be iterated over
   size_t num_used = kByAttribute ? 1 : 0;
   if (arguments.positional.size() < num_used)
     return in.Fail("missing parameter for attribute name");
@@ -236,7 +240,7 @@ Value SelectFilter(Runtime& in, const Value& value, const Arguments& arguments) 
     if (in.failed()) return Value();
     if (passes == kKeep) kept.push_back(item);
   }
-  return in.NewList(std::move(kept));
+  return in.NewGenerator(std::move(kept));
 }
 
 Value AttrFilter(Runtime& in, const Value& value, const Arguments& arguments) {
@@ -263,7 +267,7 @@ Value BatchFilter(Runtime& in, const Value& value, const Arguments& arguments) {
     if (fill != nullptr && !fill->is_none()) batch.resize(size, *fill);
     batches.push_back(in.NewList(std::move(batch)));
   }
-  return in.NewList(std::move(batches));
+  return in.NewGenerator(std::move(batches));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -56,6 +57,12 @@ Value Value::MakeTuple(List items) {
   return value;
 }
 
+Value Value::MakeGenerator(List items) {
+  Value value;
+  value.data_ = std::make_shared<Generator>(Generator{MakeSequence(std::move(items), false)});
+  return value;
+}
+
 Value Value::MakeDict(Entries entries) {
   auto dict = std::make_shared<Dict>();
   bool indexed = entries.size() > kSmallDict;
@@ -105,6 +112,11 @@ const std::string& Value::undefined_reason() const {
   static const std::string& unknown = *new std::string("value is undefined");
   const auto& reason = std::get<Undefined>(data_).reason;
   return reason ? *reason : unknown;
+}
+
+Generator* Value::generator() const {
+  const auto* pointer = std::get_if<std::shared_ptr<Generator>>(&data_);
+  return pointer == nullptr ? nullptr : pointer->get();
 }
 
 const Value* Value::FindKey(std::string_view key) const {
@@ -171,6 +183,7 @@ const char* Value::TypeName() const {
   if (is_string()) return is_markup() ? "Markup" : "str";
   if (is_sequence()) return is_tuple() ? "tuple" : "list";
   if (is_dict()) return "dict";
+  if (generator() != nullptr) return "generator";
   if (name_space() != nullptr) return "Namespace";
   if (loop() != nullptr) return "LoopContext";
   return "function";
@@ -179,6 +192,7 @@ const char* Value::TypeName() const {
 int Value::depth() const {
   if (is_sequence()) return std::get<std::shared_ptr<const Sequence>>(data_)->depth;
   if (is_dict()) return std::get<std::shared_ptr<const Dict>>(data_)->depth;
+  if (generator() != nullptr) return generator()->items->depth;
   return 0;
 }
 
@@ -186,6 +200,7 @@ size_t Value::text_bytes() const {
   if (is_string()) return string().size() + 2;
   if (is_sequence()) return std::get<std::shared_ptr<const Sequence>>(data_)->text_bytes;
   if (is_dict()) return std::get<std::shared_ptr<const Dict>>(data_)->text_bytes;
+  if (generator() != nullptr) return generator()->items->text_bytes;
   return 8;
 }
 
@@ -210,6 +225,7 @@ bool Equal(const Value& a, const Value& b) {
     }
     return true;
   }
+  if (a.generator() != nullptr) return a.generator() == b.generator();
   if (a.callable() != nullptr) return a.callable() == b.callable();
   if (a.name_space() != nullptr) return a.name_space() == b.name_space();
   if (a.loop() != nullptr) return a.loop() == b.loop();

@@ -1,5 +1,5 @@
 // Values of a Jinja template, with Python's meaning of truth, equality, order and text. Containers
-// are immutable once made, so that copies share them.
+// are immutable once made, so that copies share them; only generators can be used up.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +40,7 @@ struct String {
 
 struct Sequence;
 struct Dict;
+struct Generator;
 
 class Value {
  public:
@@ -61,6 +62,7 @@ class Value {
   static Value UndefinedBecause(std::string reason);
   static Value MakeList(List items);
   static Value MakeTuple(List items);
+  static Value MakeGenerator(List items);
   static Value MakeDict(Entries entries);  // the last of equal keys wins, at the first one's place
 
   bool is_undefined() const { return std::holds_alternative<Undefined>(data_); }
@@ -90,6 +92,7 @@ class Value {
   Callable* callable() const { return Get<Callable>(); }  // null when it is none
   Namespace* name_space() const { return Get<Namespace>(); }
   LoopState* loop() const { return Get<LoopState>(); }
+  Generator* generator() const;
 
   // Of a dict; null when there is no such key.
   const Value* Find(const Value& key) const;
@@ -111,7 +114,8 @@ class Value {
   }
 
   std::variant<Undefined, None, bool, int64_t, double, String, std::shared_ptr<const Sequence>,
-               std::shared_ptr<const Dict>, Callable*, Namespace*, LoopState*>
+               std::shared_ptr<const Dict>, std::shared_ptr<Generator>, Callable*, Namespace*,
+               LoopState*>
       data_;
 };
 
@@ -120,6 +124,13 @@ struct Sequence {
   bool is_tuple = false;
   int depth = 1;
   size_t text_bytes = 0;
+};
+
+// What lazy filters return: true even without items, of unknown length, used up by one walk. Its
+// items are made at once, so that, unlike in Python, a filter fails even if nobody walks over it.
+struct Generator {
+  std::shared_ptr<const Sequence> items;
+  bool is_used_up = false;
 };
 
 struct Dict {

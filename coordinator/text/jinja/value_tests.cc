@@ -20,7 +20,8 @@ const StringMap<PlainTest>& PlainTests() {
       {"mapping", [](const Value& v) { return v.is_dict(); }},
       {"iterable",
        [](const Value& v) {
-         return v.is_undefined() || v.is_string() || v.is_sequence() || v.is_dict() || v.loop();
+         return v.is_undefined() || v.is_string() || v.is_sequence() || v.is_dict() ||
+                v.generator() || v.loop();
        }},
       {"sequence",
        [](const Value& v) {
