@@ -121,7 +121,8 @@ void QkNormRopeRow(const QkNormRopeTask& task) {
   const int dim = task.head_dim;
   const float* head = task.qkv;
   for (int h = 0; h < task.num_query_heads; ++h, head += task.query_stride) {
-    for (int i = 0; i < dim; i += 16) __builtin_prefetch(head + kHeadsAhead * task.query_stride + i);
+    const float* ahead = head + kHeadsAhead * task.query_stride;
+    for (int i = 0; i < dim; i += 16) __builtin_prefetch(ahead + i);
     NormRopeHead<Simd>(static_cast<T*>(task.q) + h * dim, head, task.q_norm, task, task.scratch);
   }
   T* k = static_cast<T*>(task.k);
