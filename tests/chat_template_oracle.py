@@ -98,6 +98,8 @@ def cases():
 
 def loops_over_content(tree: jinja2.nodes.Template) -> bool:
     def is_content(node):
+        while isinstance(node, jinja2.nodes.Filter):
+            node = node.node
         return (isinstance(node, jinja2.nodes.Name) and node.name == "content" or isinstance(node, jinja2.nodes.Getattr) and node.attr == "content"
                 or isinstance(node, jinja2.nodes.Getitem) and isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == "content")
     return any(is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))

@@ -258,6 +258,10 @@ TEST_F(Request, JoinsTextPartsForTemplatesThatExpectText) {
   EXPECT_EQ(*Chat("{% for p in messages[0].content %}[{{ p.text }}]{% endfor %}", parts), "[a][b]");
   EXPECT_EQ(*Chat("{% for p in messages[0]['content'] %}[{{ p.text }}]{% endfor %}", parts),
             "[a][b]");
+  EXPECT_EQ(*Chat("{% for p in messages[0].content | selectattr('type', 'equalto', 'text') | list "
+                  "%}[{{ p.text }}]{% endfor %}",
+                  parts),
+            "[a][b]");
 }
 
 TEST_F(Request, RefusesWhatIsNoRequest) {

@@ -159,7 +159,14 @@ class Parser {
     return statement;
   }
 
-  void NoteLoopOver(const Expression& expression) {
+  void NoteLoopOver(const Expression& walked) {
+    // "content | selectattr(...)" walks over the content too.
+    const Expression* inner = &walked;
+    while (inner->kind == Expression::Kind::kFilter && !inner->children.empty() &&
+           inner->children[0] != nullptr) {
+      inner = inner->children[0].get();
+    }
+    const Expression& expression = *inner;
     bool by_name =
         expression.name == "content" && (expression.kind == Expression::Kind::kName ||
                                          expression.kind == Expression::Kind::kAttribute);
