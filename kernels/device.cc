@@ -2,8 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 namespace plumbline {
 
@@ -37,21 +39,28 @@ Tensor Buffer::View(DType dtype, Shape shape) const {
 
 namespace {
 
-constexpr size_t kMapBytes = size_t{256} << 10;
+constexpr size_t kSmallBytes = 64 << 10, kPage = 4096, kHugePage = size_t{2} << 20;
+constexpr size_t kReservedBytes = size_t{1} << 40;  // of addresses; memory is taken when it is touched
 
-// Large buffers are anonymous maps: zero-filled by the kernel, huge pages where the kernel grants them.
+// Buffers lie side by side in one reservation of addresses, so that nearly all of them is on huge pages, whatever their
+// sizes. Addresses are not used twice. Small buffers come from the heap.
 class HostDevice final : public Device {
  public:
+  ~HostDevice() override {
+    if (reserved_ != nullptr) munmap(reserved_, kReservedBytes);
+  }
+
   Buffer Allocate(size_t num_bytes) override {
     if (num_bytes == 0) return {};
-    if (num_bytes < kMapBytes) {
+    if (num_bytes < kSmallBytes) {
       void* data = std::aligned_alloc(64, (num_bytes + 63) / 64 * 64);
       if (data != nullptr) std::memset(data, 0, num_bytes);
       return {this, data, num_bytes};
     }
-    void* data = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) return {};
-    if (num_bytes >= size_t{2} << 20) madvise(data, num_bytes, MADV_HUGEPAGE);
+    const std::lock_guard lock(mutex_);
+    if (!Reserve() || num_bytes > kReservedBytes - used_ - kPage) return {};
+    std::byte* data = reserved_ + used_;
+    used_ += RoundUp(num_bytes, kPage);
     return {this, data, num_bytes};
   }
   void Upload(Tensor to, const void* from) override { std::memcpy(to.raw(), from, to.num_bytes()); }
@@ -67,13 +76,28 @@ class HostDevice final : public Device {
   std::string Name() const override { return "cpu"; }
 
  private:
+  static size_t RoundUp(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+  bool Reserve() {
+    if (reserved_ != nullptr) return true;
+    void* data = mmap(nullptr, kReservedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) return false;
+    madvise(data, kReservedBytes, MADV_HUGEPAGE);
+    reserved_ = static_cast<std::byte*>(data);
+    used_ = RoundUp(reinterpret_cast<uintptr_t>(data), kHugePage) - reinterpret_cast<uintptr_t>(data);
+    return true;
+  }
   void Free(void* data, size_t num_bytes) override {
-    if (num_bytes < kMapBytes) {
+    if (num_bytes < kSmallBytes) {
       std::free(data);
     } else {
-      munmap(data, num_bytes);
+      madvise(data, RoundUp(num_bytes, kPage), MADV_DONTNEED);
     }
   }
+
+  std::mutex mutex_;
+  std::byte* reserved_ = nullptr;
+  size_t used_ = 0;
 };
 
 }  // namespace

@@ -28,6 +28,59 @@ void CheckSequences(const SequenceRows& sequences) {
   CheckTensor(sequences.state_slot, DType::kI32, {num});
 }
 
+void CheckLinear(const LinearArgs& args, int64_t packed_bytes) {
+  const int64_t rows = args.x.dim(0);
+  PL_CHECK(!args.shape.gated);
+  CheckTensor(args.out, DType::kF32, {rows, args.shape.n});
+  CheckTensor(args.x, args.shape.dtype, {rows, args.shape.k});
+  CheckTensor(args.weight, DType::kU8, {packed_bytes});
+  CheckOptional(args.bias, DType::kF32, {args.shape.n});
+}
+
+void CheckQkNormRope(const QkNormRopeArgs& args) {
+  PL_CHECK(args.q.shape().rank == 3 && args.k_cache.shape().rank == 4);
+  const int64_t rows = args.q.dim(0), heads = args.q.dim(1), head_dim = args.q.dim(2);
+  const int64_t kv_heads = args.k_cache.dim(1);
+  PL_CHECK(IsAct(args.q.dtype()) && kv_heads > 0 && heads % kv_heads == 0 && head_dim % 2 == 0);
+  const Shape cache = {args.k_cache.dim(0), kv_heads, kBlockTokens, head_dim};
+  CheckTensor(args.k_cache, args.q.dtype(), cache);
+  CheckTensor(args.v_cache, args.q.dtype(), cache);
+  CheckTensor(args.qkv, DType::kF32, {rows, head_dim * (heads * (args.gated ? 2 : 1) + 2 * kv_heads)});
+  CheckOptional(args.q_norm, DType::kF32, {head_dim});
+  CheckOptional(args.k_norm, DType::kF32, {head_dim});
+  PL_CHECK(args.cos.dim(1) * 2 <= head_dim);
+  CheckTensor(args.cos, DType::kF32, {rows, args.cos.dim(1)});
+  CheckTensor(args.sin, DType::kF32, {rows, args.cos.dim(1)});
+  CheckTensor(args.slots, DType::kI32, {rows});
+}
+
+void CheckCausalConv(const CausalConvArgs& args) {
+  PL_CHECK(args.state.shape().rank == 3 && IsAct(args.state.dtype()));
+  const int64_t rows = args.out.dim(0), channels = args.out.dim(1), width = args.weight.dim(1);
+  PL_CHECK(width >= 2 && args.x.dim(1) >= channels);
+  CheckTensor(args.out, DType::kF32, {rows, channels});
+  CheckTensor(args.state, args.state.dtype(), {args.state.dim(0), channels, width - 1});
+  CheckTensor(args.x, DType::kF32, {rows, args.x.dim(1)});
+  CheckTensor(args.weight, DType::kF32, {channels, width});
+  CheckSequences(args.sequences);
+}
+
+void CheckGatedDeltaNet(const GatedDeltaNetArgs& args) {
+  PL_CHECK(args.state.shape().rank == 4 && IsAct(args.out.dtype()));
+  const int64_t rows = args.out.dim(0), heads = args.state.dim(1);
+  const int64_t key_dim = args.state.dim(2), value_dim = args.state.dim(3);
+  PL_CHECK(args.num_key_heads > 0 && heads % args.num_key_heads == 0);
+  const int64_t channels = 2 * args.num_key_heads * key_dim + heads * value_dim;
+  CheckTensor(args.out, args.out.dtype(), {rows, heads * value_dim});
+  CheckTensor(args.state, DType::kF32, {args.state.dim(0), heads, key_dim, value_dim});
+  CheckTensor(args.conv, DType::kF32, {rows, channels});
+  CheckTensor(args.projection, DType::kF32, {rows, channels + heads * value_dim + 2 * heads});
+  CheckTensor(args.a_log, DType::kF32, {heads});
+  CheckTensor(args.dt_bias, DType::kF32, {heads});
+  CheckTensor(args.norm, DType::kF32, {value_dim});
+  CheckSequences(args.sequences);
+}
+
 }  // namespace
 
 void Ops::PackLinear(const PackLinearArgs& args) {
@@ -41,13 +94,8 @@ void Ops::PackLinear(const PackLinearArgs& args) {
 }
 
 void Ops::Linear(const LinearArgs& args) {
-  const int64_t rows = args.x.dim(0);
-  PL_CHECK(!args.shape.gated);
-  CheckTensor(args.out, DType::kF32, {rows, args.shape.n});
-  CheckTensor(args.x, args.shape.dtype, {rows, args.shape.k});
-  CheckTensor(args.weight, DType::kU8, {PackedBytes(args.shape)});
-  CheckOptional(args.bias, DType::kF32, {args.shape.n});
-  if (rows > 0) DoLinear(args);
+  CheckLinear(args, PackedBytes(args.shape));
+  if (args.x.dim(0) > 0) DoLinear(args);
 }
 
 void Ops::GatedLinear(const GatedLinearArgs& args) {
@@ -115,21 +163,20 @@ void Ops::RopeTable(const RopeTableArgs& args) {
 }
 
 void Ops::QkNormRope(const QkNormRopeArgs& args) {
-  PL_CHECK(args.q.shape().rank == 3 && args.k_cache.shape().rank == 4);
-  const int64_t rows = args.q.dim(0), heads = args.q.dim(1), head_dim = args.q.dim(2);
-  const int64_t kv_heads = args.k_cache.dim(1);
-  PL_CHECK(IsAct(args.q.dtype()) && kv_heads > 0 && heads % kv_heads == 0 && head_dim % 2 == 0);
-  const Shape cache = {args.k_cache.dim(0), kv_heads, kBlockTokens, head_dim};
-  CheckTensor(args.k_cache, args.q.dtype(), cache);
-  CheckTensor(args.v_cache, args.q.dtype(), cache);
-  CheckTensor(args.qkv, DType::kF32, {rows, head_dim * (heads * (args.gated ? 2 : 1) + 2 * kv_heads)});
-  CheckOptional(args.q_norm, DType::kF32, {head_dim});
-  CheckOptional(args.k_norm, DType::kF32, {head_dim});
-  PL_CHECK(args.cos.dim(1) * 2 <= head_dim);
-  CheckTensor(args.cos, DType::kF32, {rows, args.cos.dim(1)});
-  CheckTensor(args.sin, DType::kF32, {rows, args.cos.dim(1)});
-  CheckTensor(args.slots, DType::kI32, {rows});
-  if (rows > 0) DoQkNormRope(args);
+  CheckQkNormRope(args);
+  if (args.q.dim(0) > 0) DoQkNormRope(args);
+}
+
+void Ops::QkvLinear(const QkvLinearArgs& args) {
+  CheckLinear(args.linear, PackedBytes(args.linear.shape));
+  CheckQkNormRope(args.rope);
+  PL_CHECK(args.rope.qkv.raw() == args.linear.out.raw());
+  if (args.rope.q.dim(0) > 0) DoQkvLinear(args);
+}
+
+void Ops::DoQkvLinear(const QkvLinearArgs& args) {
+  DoLinear(args.linear);
+  DoQkNormRope(args.rope);
 }
 
 void Ops::Attention(const AttentionArgs& args) {
@@ -151,32 +198,25 @@ void Ops::Attention(const AttentionArgs& args) {
 }
 
 void Ops::CausalConv(const CausalConvArgs& args) {
-  PL_CHECK(args.state.shape().rank == 3 && IsAct(args.state.dtype()));
-  const int64_t rows = args.out.dim(0), channels = args.out.dim(1), width = args.weight.dim(1);
-  PL_CHECK(width >= 2 && args.x.dim(1) >= channels);
-  CheckTensor(args.out, DType::kF32, {rows, channels});
-  CheckTensor(args.state, args.state.dtype(), {args.state.dim(0), channels, width - 1});
-  CheckTensor(args.x, DType::kF32, {rows, args.x.dim(1)});
-  CheckTensor(args.weight, DType::kF32, {channels, width});
-  CheckSequences(args.sequences);
-  if (rows > 0) DoCausalConv(args);
+  CheckCausalConv(args);
+  if (args.out.dim(0) > 0) DoCausalConv(args);
 }
 
 void Ops::GatedDeltaNet(const GatedDeltaNetArgs& args) {
-  PL_CHECK(args.state.shape().rank == 4 && IsAct(args.out.dtype()));
-  const int64_t rows = args.out.dim(0), heads = args.state.dim(1);
-  const int64_t key_dim = args.state.dim(2), value_dim = args.state.dim(3);
-  PL_CHECK(args.num_key_heads > 0 && heads % args.num_key_heads == 0);
-  const int64_t channels = 2 * args.num_key_heads * key_dim + heads * value_dim;
-  CheckTensor(args.out, args.out.dtype(), {rows, heads * value_dim});
-  CheckTensor(args.state, DType::kF32, {args.state.dim(0), heads, key_dim, value_dim});
-  CheckTensor(args.conv, DType::kF32, {rows, channels});
-  CheckTensor(args.projection, DType::kF32, {rows, channels + heads * value_dim + 2 * heads});
-  CheckTensor(args.a_log, DType::kF32, {heads});
-  CheckTensor(args.dt_bias, DType::kF32, {heads});
-  CheckTensor(args.norm, DType::kF32, {value_dim});
-  CheckSequences(args.sequences);
-  if (rows > 0) DoGatedDeltaNet(args);
+  CheckGatedDeltaNet(args);
+  if (args.out.dim(0) > 0) DoGatedDeltaNet(args);
+}
+
+void Ops::ConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args) {
+  CheckCausalConv(args.conv);
+  CheckGatedDeltaNet(args.delta);
+  PL_CHECK(args.delta.conv.raw() == args.conv.out.raw() && args.delta.projection.raw() == args.conv.x.raw());
+  if (args.delta.out.dim(0) > 0) DoConvGatedDeltaNet(args);
+}
+
+void Ops::DoConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args) {
+  DoCausalConv(args.conv);
+  DoGatedDeltaNet(args.delta);
 }
 
 void Ops::MoeRoute(const MoeRouteArgs& args) {

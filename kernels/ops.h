@@ -167,6 +167,13 @@ struct QkNormRopeArgs {
   auto tensors() { return std::tie(q, k_cache, v_cache, qkv, q_norm, k_norm, cos, sin, slots); }
 };
 
+// Linear, then QkNormRope of what it gave: rope.qkv is linear.out. Of linear.out only the gates are defined afterwards, and
+// nothing without gates.
+struct QkvLinearArgs {
+  LinearArgs linear;
+  QkNormRopeArgs rope;
+};
+
 // Causal grouped-query attention over the paged cache; query head h reads KV head h / (Nq / Nkv). KV positions are walked
 // in segments [j * kSegmentTokens, (j+1) * kSegmentTokens): a segment gives (max, sum of exp, sum of exp * v) in f32,
 // segments merge in ascending order. With gated: the result is multiplied by sigmoid(gate) of the same row and head.
@@ -218,6 +225,12 @@ struct GatedDeltaNetArgs {
   float eps = 0;
   GateActivation activation = GateActivation::kSilu;
   auto tensors() { return std::tie(out, state, conv, projection, a_log, dt_bias, norm); }
+};
+
+// CausalConv, then GatedDeltaNet of what it gave: delta.conv is conv.out, undefined afterwards; delta.projection is conv.x.
+struct ConvGatedDeltaNetArgs {
+  CausalConvArgs conv;
+  GatedDeltaNetArgs delta;
 };
 
 // ---- mixture of experts -------------------------------------------------------------------------------------------
@@ -331,9 +344,11 @@ class Ops {
   void RmsNormRows(const RmsNormRowsArgs& args);
   void RopeTable(const RopeTableArgs& args);
   void QkNormRope(const QkNormRopeArgs& args);
+  void QkvLinear(const QkvLinearArgs& args);
   void Attention(const AttentionArgs& args);
   void CausalConv(const CausalConvArgs& args);
   void GatedDeltaNet(const GatedDeltaNetArgs& args);
+  void ConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args);
   void MoeRoute(const MoeRouteArgs& args);
   void MoeMlp(const MoeMlpArgs& args);
   void ConcatColumns(const ConcatColumnsArgs& args);
@@ -353,9 +368,11 @@ class Ops {
   virtual void DoRmsNormRows(const RmsNormRowsArgs& args) = 0;
   virtual void DoRopeTable(const RopeTableArgs& args) = 0;
   virtual void DoQkNormRope(const QkNormRopeArgs& args) = 0;
+  virtual void DoQkvLinear(const QkvLinearArgs& args);  // the two ops one after the other
   virtual void DoAttention(const AttentionArgs& args) = 0;
   virtual void DoCausalConv(const CausalConvArgs& args) = 0;
   virtual void DoGatedDeltaNet(const GatedDeltaNetArgs& args) = 0;
+  virtual void DoConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args);  // the two ops one after the other
   virtual void DoMoeRoute(const MoeRouteArgs& args) = 0;
   virtual void DoMoeMlp(const MoeMlpArgs& args) = 0;
   virtual void DoConcatColumns(const ConcatColumnsArgs& args) = 0;

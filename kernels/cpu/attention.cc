@@ -1,4 +1,4 @@
-// RopeTable, QkNormRope, Attention.
+// RopeTable, Attention.
 #include <algorithm>
 #include <cmath>
 
@@ -15,7 +15,6 @@ std::byte* At(const Tensor& tensor, int64_t i) {
 const std::byte* At(const ConstTensor& tensor, int64_t i) {
   return static_cast<const std::byte*>(tensor.raw()) + i * static_cast<int64_t>(SizeOf(tensor.dtype()));
 }
-const float* Optional(const ConstTensor& tensor) { return tensor.empty() ? nullptr : tensor.as<float>(); }
 
 }  // namespace
 
@@ -28,33 +27,6 @@ void CpuOps::DoRopeTable(const RopeTableArgs& args) {
       args.cos.as<float>()[t * half + i] = static_cast<float>(std::cos(angle)) * args.attention_factor;
       args.sin.as<float>()[t * half + i] = static_cast<float>(std::sin(angle)) * args.attention_factor;
     }
-  });
-}
-
-void CpuOps::DoQkNormRope(const QkNormRopeArgs& args) {
-  const int64_t heads = args.q.dim(1), head_dim = args.q.dim(2), kv_heads = args.k_cache.dim(1);
-  const int64_t half = args.cos.dim(1);
-  const auto kernel = SequenceKernelsOf(arithmetic_).qk_norm_rope_row[ActIndex(args.q.dtype())];
-  pool_.ParallelFor(args.q.dim(0), [&](int64_t t, int thread) {
-    const int64_t slot = args.slots.as<int32_t>()[t];
-    const int64_t cache = (slot / kBlockTokens * kv_heads * kBlockTokens + slot % kBlockTokens) * head_dim;
-    kernel({.q = At(args.q, t * heads * head_dim),
-            .k = At(args.k_cache, cache),
-            .v = At(args.v_cache, cache),
-            .cache_head_stride = kBlockTokens * head_dim,
-            .qkv = args.qkv.as<float>() + t * args.qkv.dim(1),
-            .query_stride = head_dim * (args.gated ? 2 : 1),
-            .q_norm = Optional(args.q_norm),
-            .k_norm = Optional(args.k_norm),
-            .cos = args.cos.as<float>() + t * half,
-            .sin = args.sin.as<float>() + t * half,
-            .scratch = scratch_[thread].Get<float>(head_dim),
-            .num_query_heads = static_cast<int>(heads),
-            .num_kv_heads = static_cast<int>(kv_heads),
-            .head_dim = static_cast<int>(head_dim),
-            .rotary_half = static_cast<int>(half),
-            .norm_offset = args.norm_offset,
-            .eps = args.eps});
   });
 }
 
@@ -76,7 +48,7 @@ void CpuOps::DoAttention(const AttentionArgs& args) {
     block_end[s] = num_blocks;
   }
   pool_.ParallelFor(num_blocks * kv_heads, [&](int64_t task, int thread) {
-    const int64_t block = num_blocks - 1 - task / kv_heads;  // the longest contexts first
+    const int64_t block = task / kv_heads;
     const int64_t kv_head = task % kv_heads;
     const int64_t s = std::upper_bound(block_end, block_end + num_sequences, block) - block_end;
     const int64_t first = (block - (s == 0 ? 0 : block_end[s - 1])) * tokens_per_task;

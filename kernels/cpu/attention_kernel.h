@@ -1,7 +1,7 @@
-// Attention of some rows over the segments of their sequence. The rows of a task (tokens x query heads of one KV head)
-// meet a segment's keys and values as two matrix products around a softmax; the segment's (max, sum, weighted values)
-// then merges into the row's running total. What a row adds never depends on the other rows of the task: keys past its
-// own position get weight zero exactly.
+// Attention of some rows over the segments of their sequence. A segment's keys and values are brought into the form of
+// the matrix products once for all rows of a task (tokens x query heads of one KV head). A tile of rows then meets them
+// as two products around a softmax, and the segment's (max, sum, weighted values) merges into the rows' running totals.
+// What a row adds never depends on the other rows: keys past its own position get weight zero exactly.
 #pragma once
 
 #include <math.h>
@@ -15,11 +15,12 @@ namespace {
 
 inline constexpr int kSegment = 256;  // kSegmentTokens
 inline constexpr int kBlock = 64;     // kBlockTokens
+inline constexpr int kTileRows = 32;  // whose scores and weights of a segment stay near the L1 cache
 
 // Scratch memory of a task, by the number of rows and the head dim.
 struct AttentionScratch {
   AttentionScratch(void* memory, int num_rows, int head_dim)
-      : rows(RoundUp(num_rows, 16)), dim(RoundUp(head_dim, 32)) {
+      : rows(RoundUp(num_rows, kTileRows)), dim(RoundUp(head_dim, 32)) {
     int64_t used = 0;
     const auto take = [&](int64_t count) {
       float* at = static_cast<float*>(memory) + used;
@@ -29,16 +30,18 @@ struct AttentionScratch {
     queries = take(int64_t{rows} * (dim + 16));
     keys = take(int64_t{dim} * (kSegment + 16));
     values = take(int64_t{kSegment} * (dim + 16));
-    scores = take(int64_t{rows} * (kSegment + 16));
-    weights = take(int64_t{rows} * (kSegment + 32));
-    partial = take(int64_t{rows} * (dim + 16));
+    scores = take(int64_t{kTileRows} * (kSegment + 16));
+    weights = take(int64_t{kTileRows} * (kSegment + 32));
+    partial = take(int64_t{kTileRows} * (dim + 16));
     total = take(int64_t{rows} * (dim + 16));
     max = take(rows);
     sum = take(rows);
     num_floats = used;
   }
   int rows, dim;  // padded
-  float *queries, *keys, *values, *scores, *weights, *partial, *total, *max, *sum;
+  float *queries, *keys, *values;     // of the task; of a segment
+  float *scores, *weights, *partial;  // of a tile of rows
+  float *total, *max, *sum;           // of the task
   int64_t score_stride() const { return kSegment + 16; }
   int64_t value_stride() const { return dim + 16; }
   int64_t num_floats;
@@ -47,6 +50,11 @@ struct AttentionScratch {
 inline int64_t AttentionScratchBytes(int num_rows, int head_dim) {
   return AttentionScratch(nullptr, num_rows, head_dim).num_floats * 4;
 }
+
+// Rows [first, first + count) of the task against keys [0, num_keys) of the segment; num_keys is a multiple of 32.
+struct RowTile {
+  int first, count, num_keys;
+};
 
 // Row `key` of the segment that starts at block table entry `blocks`.
 template <typename T>
@@ -58,7 +66,6 @@ const T* CacheRow(const AttentionTask& task, const void* cache, const int32_t* b
 // Products in f32, for any element type.
 template <typename Simd, typename T>
 struct F32Products {
-  static constexpr int kKeyMultiple = 16;
   static void Begin() {}
   static void End() {}
 
@@ -86,10 +93,10 @@ struct F32Products {
       }
     }
   }
-  static void Scores(const AttentionTask& task, const AttentionScratch& s, int num_keys) {
-    Multiply<Simd>({.a = s.queries, .a_stride = s.value_stride(), .b = s.keys, .b_stride = s.score_stride(),
-                    .c = s.scores, .c_stride = s.score_stride(), .m = task.num_tokens * task.group, .n = num_keys,
-                    .k = task.head_dim});
+  static void Scores(const AttentionTask& task, const AttentionScratch& s, const RowTile& tile) {
+    Multiply<Simd>({.a = s.queries + tile.first * s.value_stride(), .a_stride = s.value_stride(), .b = s.keys,
+                    .b_stride = s.score_stride(), .c = s.scores, .c_stride = s.score_stride(), .m = tile.count,
+                    .n = tile.num_keys, .k = task.head_dim});
   }
   // values[key][i], zero from num_valid on.
   static void PackValues(const AttentionTask& task, const AttentionScratch& s, const int32_t* blocks, int num_keys,
@@ -102,17 +109,19 @@ struct F32Products {
       }
     }
   }
-  static void StoreWeights(const AttentionScratch& s, int row, int key, typename Simd::F p) {
-    Simd::Store(s.weights + row * s.score_stride() + key, p);
+  // Weights of keys [key, key + 16) and [key + 16, key + 32) of a row of the tile.
+  static void StoreWeights(const AttentionScratch& s, int row, int key, typename Simd::F p0, typename Simd::F p1) {
+    Simd::Store(s.weights + row * s.score_stride() + key, p0);
+    Simd::Store(s.weights + row * s.score_stride() + key + 16, p1);
   }
-  static void WeightedValues(const AttentionTask& task, const AttentionScratch& s, int num_keys) {
+  static void WeightedValues(const AttentionTask& task, const AttentionScratch& s, const RowTile& tile) {
     Multiply<Simd>({.a = s.weights, .a_stride = s.score_stride(), .b = s.values, .b_stride = s.value_stride(),
-                    .c = s.partial, .c_stride = s.value_stride(), .m = task.num_tokens * task.group,
-                    .n = RoundUp(task.head_dim, 16), .k = num_keys});
+                    .c = s.partial, .c_stride = s.value_stride(), .m = tile.count,
+                    .n = RoundUp(task.head_dim, 16), .k = tile.num_keys});
   }
 };
 
-// Softmax numerators of one row over one segment; the first `limit` >= 1 keys count. Returns {max, sum}.
+// Softmax numerators of one row of the tile over one segment; the first `limit` >= 1 keys count. Returns {max, sum}.
 struct SegmentSum {
   float max, sum;
 };
@@ -125,23 +134,24 @@ SegmentSum SoftmaxRow(const AttentionScratch& s, int row, int limit, int num_key
   }
   const float max = Simd::MaxOf(largest) * scale;
   const auto maxes = Simd::Set(max), scales = Simd::Set(scale);
+  const auto weights_of = [&](int key) __attribute__((always_inline)) {
+    if (key >= limit) return Simd::Zero();
+    const auto p = Simd::Exp(Simd::Sub(Simd::Mul(Simd::Load(scores + key), scales), maxes));
+    return Simd::FirstN(p, Least(16, limit - key), 0.0f);
+  };
   typename Simd::F sum = Simd::Zero();
-  for (int key = 0; key < num_keys; key += 16) {
-    auto p = Simd::Zero();
-    if (key < limit) {
-      p = Simd::Exp(Simd::Sub(Simd::Mul(Simd::Load(scores + key), scales), maxes));
-      p = Simd::FirstN(p, Least(16, limit - key), 0.0f);
-      sum = Simd::Add(sum, p);
-    }
-    Products::StoreWeights(s, row, key, p);
+  for (int key = 0; key < num_keys; key += 32) {
+    const auto p0 = weights_of(key), p1 = weights_of(key + 16);
+    sum = Simd::Add(Simd::Add(sum, p0), p1);
+    Products::StoreWeights(s, row, key, p0, p1);
   }
   return {max, Simd::Sum(sum)};
 }
 
-// Adds a segment to the row's total.
+// Adds a segment, whose weighted values are row tile_row of the tile, to the row's total.
 template <typename Simd>
-void MergeSegment(const AttentionScratch& s, int row, int head_dim, bool is_first, SegmentSum segment) {
-  const float* partial = s.partial + row * s.value_stride();
+void MergeSegment(const AttentionScratch& s, int row, int tile_row, int head_dim, bool is_first, SegmentSum segment) {
+  const float* partial = s.partial + tile_row * s.value_stride();
   float* total = s.total + row * s.value_stride();
   float old_factor = 0, new_factor = 1;
   if (is_first) {
@@ -167,16 +177,38 @@ void WriteAttention(const AttentionTask& task, const AttentionScratch& s) {
   for (int t = 0; t < task.num_tokens; ++t) {
     for (int h = 0; h < task.group; ++h) {
       const int row = t * task.group + h;
-      const auto sum = Simd::Set(s.sum[row]);
+      const auto factor = Simd::Set(1.0f / s.sum[row]);
       T* out = static_cast<T*>(task.out) + t * task.token_stride + h * task.head_dim;
       const float* gate = task.gate == nullptr ? nullptr : task.gate + t * task.gate_stride + 2 * h * task.head_dim;
       for (int i = 0; i < task.head_dim; i += 16) {
         const int n = Least(16, task.head_dim - i);
-        auto x = Simd::Div(Simd::Load(s.total + row * s.value_stride() + i), sum);
+        auto x = Simd::Mul(Simd::Load(s.total + row * s.value_stride() + i), factor);
         if (gate != nullptr) x = Simd::Mul(x, Simd::Sigmoid(Simd::LoadN(gate + i, n)));
         Simd::StoreN(out + i, x, n);
       }
     }
+  }
+}
+
+// The rows of a tile against the segment that begins at `begin` and reaches to the task's last position at most.
+template <typename Simd, typename Products>
+void AttendSegment(const AttentionTask& task, const AttentionScratch& s, int first, int count, int64_t begin) {
+  const auto limit_of = [&](int row) {  // keys of the segment that the row may see
+    const int64_t limit = task.first_position + row / task.group + 1 - begin;
+    return static_cast<int>(limit < kSegment ? limit : kSegment);
+  };
+  const int last_limit = limit_of(first + count - 1);
+  if (last_limit <= 0) return;
+  const RowTile tile = {first, count, RoundUp(last_limit, 32)};
+  Products::Scores(task, s, tile);
+  SegmentSum sums[kTileRows];
+  for (int i = 0; i < count; ++i) {
+    const int limit = limit_of(first + i);
+    if (limit > 0) sums[i] = SoftmaxRow<Simd, Products>(s, i, limit, tile.num_keys, task.scale);
+  }
+  Products::WeightedValues(task, s, tile);
+  for (int i = 0; i < count; ++i) {
+    if (limit_of(first + i) > 0) MergeSegment<Simd>(s, first + i, i, task.head_dim, begin == 0, sums[i]);
   }
 }
 
@@ -191,20 +223,11 @@ void AttentionKernel(const AttentionTask& task) {
   for (int64_t begin = 0; begin < end; begin += kSegment) {
     const int32_t* blocks = task.blocks + begin / kBlock;
     const int num_valid = end - begin < kSegment ? static_cast<int>(end - begin) : kSegment;
-    const int num_keys = RoundUp(num_valid, Products::kKeyMultiple);
+    const int num_keys = RoundUp(num_valid, 32);
     Products::PackKeys(task, s, blocks, num_keys);
-    Products::Scores(task, s, num_keys);
-    SegmentSum sums[kMaxAttentionRows];
-    for (int row = 0; row < num_rows; ++row) {
-      const int64_t limit = task.first_position + row / task.group + 1 - begin;
-      if (limit <= 0) continue;
-      sums[row] = SoftmaxRow<Simd, Products>(s, row, limit < kSegment ? limit : kSegment, num_keys, task.scale);
-    }
     Products::PackValues(task, s, blocks, num_keys, num_valid);
-    Products::WeightedValues(task, s, num_keys);
-    for (int row = 0; row < num_rows; ++row) {
-      if (task.first_position + row / task.group < begin) continue;
-      MergeSegment<Simd>(s, row, task.head_dim, begin == 0, sums[row]);
+    for (int first = 0; first < num_rows; first += kTileRows) {
+      AttendSegment<Simd, Products>(task, s, first, Least(kTileRows, num_rows - first), begin);
     }
   }
   Products::End();

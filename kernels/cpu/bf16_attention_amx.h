@@ -15,12 +15,6 @@ struct AmxProducts : Bf16Scores<AmxBf16> {
   static void Begin() { AmxBf16::Begin(); }
   static void End() { AmxBf16::End(); }
 
-  static void PackQueries(const AttentionTask& task, const AttentionScratch& s) {
-    Bf16Scores<AmxBf16>::PackQueries(task, s);
-    for (int row = task.num_tokens * task.group; row < s.rows; ++row) {
-      for (int key = 0; key < kSegment; key += 16) StoreWeights(s, row, key, Simd::Zero());
-    }
-  }
   // Panels of 16 columns; keys 2l and 2l + 1 share a dword. Zero from num_valid on.
   static void PackValues(const AttentionTask& task, const AttentionScratch& s, const int32_t* blocks, int num_keys,
                          int num_valid) {
@@ -38,19 +32,30 @@ struct AmxProducts : Bf16Scores<AmxBf16> {
       }
     }
   }
-  static void StoreWeights(const AttentionScratch& s, int row, int key, typename Simd::F p) {
+  // The upper half of a float, and what that leaves of it.
+  static void StoreWeights(const AttentionScratch& s, int row, int key, typename Simd::F p0, typename Simd::F p1) {
     uint16_t* to = Weights(s) + static_cast<int64_t>(row) * kWeightStride + key;
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh(p);
-    const __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), high);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + static_cast<int64_t>(s.rows) * kWeightStride),
-                        (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(p, rounded)));
+    const __m512i bits0 = _mm512_castps_si512(p0), bits1 = _mm512_castps_si512(p1);
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    const __m512 rest0 = _mm512_sub_ps(p0, _mm512_castsi512_ps(_mm512_and_si512(bits0, upper)));
+    const __m512 rest1 = _mm512_sub_ps(p1, _mm512_castsi512_ps(_mm512_and_si512(bits1, upper)));
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(bits0, UpperHalves(), bits1));
+    _mm512_storeu_si512(to + static_cast<int64_t>(kTileRows) * kWeightStride,
+                        (__m512i)_mm512_cvtne2ps_pbh(rest1, rest0));
   }
-  static void WeightedValues(const AttentionTask& task, const AttentionScratch& s, int num_keys) {
+  static void WeightedValues(const AttentionTask& task, const AttentionScratch& s, const RowTile& tile) {
     AmxBf16::Multiply({.a = Weights(s), .a_stride = kWeightStride, .b = reinterpret_cast<const uint32_t*>(s.values),
-                       .b_panel = kSegment * 8, .c = s.partial, .c_stride = s.value_stride(), .m = s.rows,
-                       .n = RoundUp(task.head_dim, 16), .k = num_keys},
-                      {.a = Weights(s) + static_cast<int64_t>(s.rows) * kWeightStride});
+                       .b_panel = kSegment * 8, .c = s.partial, .c_stride = s.value_stride(),
+                       .m = RoundUp(tile.count, 16), .n = RoundUp(task.head_dim, 16), .k = tile.num_keys},
+                      {.a = Weights(s) + static_cast<int64_t>(kTileRows) * kWeightStride});
+  }
+
+ private:
+  // Of the 64 halves of two vectors, the 32 odd ones.
+  static __m512i UpperHalves() {
+    alignas(64) static constexpr uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    return _mm512_load_si512(kOdd);
   }
 };
 

@@ -13,7 +13,6 @@ inline __mmask16 FirstMask(int n) { return static_cast<__mmask16>((1u << n) - 1)
 template <typename Gemm>  // Avx512Bf16 or AmxBf16
 struct Bf16Scores {
   using Simd = Avx512Lanes;
-  static constexpr int kKeyMultiple = 32;
 
   static uint16_t* Queries(const AttentionScratch& s) { return reinterpret_cast<uint16_t*>(s.queries); }
 
@@ -46,23 +45,23 @@ struct Bf16Scores {
       }
     }
   }
-  static void Scores(const AttentionTask& task, const AttentionScratch& s, int num_keys) {
-    Gemm::Multiply({.a = Queries(s), .a_stride = s.value_stride(), .b = reinterpret_cast<const uint32_t*>(s.keys),
-                    .b_panel = 8 * s.dim, .c = s.scores, .c_stride = s.score_stride(),
-                    .m = RoundUp(task.num_tokens * task.group, Gemm::kRowMultiple), .n = num_keys, .k = s.dim});
+  static void Scores(const AttentionTask&, const AttentionScratch& s, const RowTile& tile) {
+    Gemm::Multiply({.a = Queries(s) + tile.first * s.value_stride(), .a_stride = s.value_stride(),
+                    .b = reinterpret_cast<const uint32_t*>(s.keys), .b_panel = 8 * s.dim, .c = s.scores,
+                    .c_stride = s.score_stride(), .m = RoundUp(tile.count, Gemm::kRowMultiple), .n = tile.num_keys,
+                    .k = s.dim});
   }
 };
 
 // AVX-512: the second product in f32, where the softmax weights keep all their bits and one multiply-add is one key.
 struct Avx512Products : F32Products<Avx512Lanes, Bf16> {
   using ByBf16 = Bf16Scores<Avx512Bf16>;
-  static constexpr int kKeyMultiple = ByBf16::kKeyMultiple;
   static void PackQueries(const AttentionTask& task, const AttentionScratch& s) { ByBf16::PackQueries(task, s); }
   static void PackKeys(const AttentionTask& task, const AttentionScratch& s, const int32_t* blocks, int num_keys) {
     ByBf16::PackKeys(task, s, blocks, num_keys);
   }
-  static void Scores(const AttentionTask& task, const AttentionScratch& s, int num_keys) {
-    ByBf16::Scores(task, s, num_keys);
+  static void Scores(const AttentionTask& task, const AttentionScratch& s, const RowTile& tile) {
+    ByBf16::Scores(task, s, tile);
   }
 };
 

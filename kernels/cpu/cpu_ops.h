@@ -36,13 +36,16 @@ class CpuOps final : public Ops {
   void DoReduceAdd(const ReduceAddArgs& args) override;
   void DoReduceAddRmsNorm(const ReduceAddRmsNormArgs& args) override;
   void DoRmsNormRows(const RmsNormRowsArgs& args) override;
+  // qkv.cc
+  void DoQkNormRope(const QkNormRopeArgs& args) override;
+  void DoQkvLinear(const QkvLinearArgs& args) override;
   // attention.cc
   void DoRopeTable(const RopeTableArgs& args) override;
-  void DoQkNormRope(const QkNormRopeArgs& args) override;
   void DoAttention(const AttentionArgs& args) override;
   // delta_net.cc
   void DoCausalConv(const CausalConvArgs& args) override;
   void DoGatedDeltaNet(const GatedDeltaNetArgs& args) override;
+  void DoConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args) override;
   // sampling.cc
   void DoConcatColumns(const ConcatColumnsArgs& args) override;
   void DoPenalties(const PenaltiesArgs& args) override;

@@ -1,84 +1,186 @@
-// CausalConv, GatedDeltaNet.
+// CausalConv, GatedDeltaNet, and both in one pass over a few rows at a time.
 #include <algorithm>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/sequence_kernels.h"
 
 namespace plumbline {
+namespace {
+
+std::byte* At(const Tensor& tensor, int64_t element) {
+  return static_cast<std::byte*>(tensor.raw()) + element * static_cast<int64_t>(SizeOf(tensor.dtype()));
+}
+
+// Channels [channel, channel + num_channels) of sequence s; out is the caller's.
+ConvTask TaskOfChannels(const CausalConvArgs& args, int64_t s, int64_t channel, int64_t num_channels) {
+  const int64_t channels = args.state.dim(1), width = args.weight.dim(1), x_stride = args.x.dim(1);
+  const int32_t* row_begin = args.sequences.row_begin.as<int32_t>();
+  const int64_t slot = args.sequences.state_slot.as<int32_t>()[s];
+  return {.state = At(args.state, (slot * channels + channel) * (width - 1)),
+          .state_bytes = static_cast<int>(SizeOf(args.state.dtype())),
+          .x = args.x.as<float>() + row_begin[s] * x_stride + channel,
+          .x_stride = x_stride,
+          .weight = args.weight.as<float>() + channel * width,
+          .num_channels = static_cast<int>(num_channels),
+          .width = static_cast<int>(width),
+          .num_rows = row_begin[s + 1] - row_begin[s],
+          .fresh = args.sequences.start.as<int32_t>()[s] == 0};
+}
+
+// The sizes of a call, and its tasks: some key heads of one sequence with their value heads.
+class DeltaNetHeads {
+ public:
+  explicit DeltaNetHeads(const GatedDeltaNetArgs& args)
+      : num_key_heads(args.num_key_heads),
+        num_heads(args.state.dim(1)),
+        group(num_heads / num_key_heads),
+        key_dim(args.state.dim(2)),
+        value_dim(args.state.dim(3)),
+        args_(args) {}
+
+  const int64_t num_key_heads, num_heads, group, key_dim, value_dim;
+
+  // All rows of sequence s in key heads [key_head, key_head + count). q, k, v and scratch are the caller's.
+  DeltaNetTask Task(int64_t s, int64_t key_head, int64_t count) const {
+    const int64_t head = key_head * group;
+    const int64_t t = args_.sequences.row_begin.as<int32_t>()[s];
+    const int64_t slot = args_.sequences.state_slot.as<int32_t>()[s];
+    const int64_t projection_stride = args_.projection.dim(1);
+    const float* z = args_.projection.as<float>() + t * projection_stride + args_.conv.dim(1);
+    return {.out = At(args_.out, (t * num_heads + head) * value_dim),
+            .out_stride = num_heads * value_dim,
+            .out_bytes = static_cast<int>(SizeOf(args_.out.dtype())),
+            .state = args_.state.as<float>() + (slot * num_heads + head) * key_dim * value_dim,
+            .z = z + head * value_dim,
+            .b = z + num_heads * value_dim + head,
+            .a = z + num_heads * value_dim + num_heads + head,
+            .projection_stride = projection_stride,
+            .a_log = args_.a_log.as<float>() + head,
+            .dt_bias = args_.dt_bias.as<float>() + head,
+            .norm = args_.norm.as<float>(),
+            .num_rows = args_.sequences.row_begin.as<int32_t>()[s + 1] - t,
+            .num_prompt_rows = args_.sequences.num_prompt_rows.as<int32_t>()[s],
+            .num_key_heads = static_cast<int>(count),
+            .group = static_cast<int>(group),
+            .key_dim = static_cast<int>(key_dim),
+            .value_dim = static_cast<int>(value_dim),
+            .eps = args_.eps,
+            .sigmoid_gate = args_.activation == GateActivation::kSigmoid,
+            .fresh = args_.sequences.start.as<int32_t>()[s] == 0};
+  }
+
+ private:
+  const GatedDeltaNetArgs& args_;
+};
+
+// Rows [first, first + count) of a task.
+DeltaNetTask RowsOf(DeltaNetTask task, int64_t first, int64_t count) {
+  task.out = static_cast<std::byte*>(task.out) + first * task.out_stride * task.out_bytes;
+  task.z += first * task.projection_stride;
+  task.b += first * task.projection_stride;
+  task.a += first * task.projection_stride;
+  task.num_prompt_rows = std::clamp<int64_t>(task.num_prompt_rows - first, 0, count);
+  task.num_rows = count;
+  task.fresh = task.fresh && first == 0;
+  return task;
+}
+
+// The same of a convolution, in pieces of as many channels as its kernel takes.
+void ConvolveRows(void (*kernel)(const ConvTask& task), ConvTask task, int64_t first, int64_t count, float* out,
+                  int64_t out_stride) {
+  const int64_t act_bytes = task.state_bytes;
+  task.x += first * task.x_stride;
+  task.num_rows = count;
+  task.fresh = task.fresh && first == 0;
+  task.out_stride = out_stride;
+  const int num_channels = task.num_channels;
+  for (int channel = 0; channel < num_channels; channel += kMaxConvChannels) {
+    task.num_channels = std::min(kMaxConvChannels, num_channels - channel);
+    task.out = out + channel;
+    kernel(task);
+    task.x += kMaxConvChannels;
+    task.weight += static_cast<int64_t>(kMaxConvChannels) * task.width;
+    task.state = static_cast<std::byte*>(task.state) + kMaxConvChannels * (task.width - 1) * act_bytes;
+  }
+}
+
+}  // namespace
 
 void CpuOps::DoCausalConv(const CausalConvArgs& args) {
-  constexpr int64_t kChannelsPerTask = kMaxConvChannels;
-  const int64_t channels = args.out.dim(1), width = args.weight.dim(1), x_stride = args.x.dim(1);
-  PL_CHECK(width <= kMaxConvWidth);
-  const int64_t blocks = (channels + kChannelsPerTask - 1) / kChannelsPerTask;
+  const int64_t channels = args.out.dim(1);
+  PL_CHECK(args.weight.dim(1) <= kMaxConvWidth);
+  const int64_t blocks = (channels + kMaxConvChannels - 1) / kMaxConvChannels;
   const auto kernel = SequenceKernelsOf(arithmetic_).causal_conv[ActIndex(args.state.dtype())];
-  const int32_t* row_begin = args.sequences.row_begin.as<int32_t>();
   pool_.ParallelFor(args.sequences.num_sequences() * blocks, [&](int64_t task, int) {
-    const int64_t s = task / blocks, channel = task % blocks * kChannelsPerTask;
-    const int64_t slot = args.sequences.state_slot.as<int32_t>()[s];
-    std::byte* state = static_cast<std::byte*>(args.state.raw()) +
-                       (slot * channels + channel) * (width - 1) * static_cast<int64_t>(SizeOf(args.state.dtype()));
-    kernel({.out = args.out.as<float>() + row_begin[s] * channels + channel,
-            .out_stride = channels,
-            .state = state,
-            .x = args.x.as<float>() + row_begin[s] * x_stride + channel,
-            .x_stride = x_stride,
-            .weight = args.weight.as<float>() + channel * width,
-            .num_channels = static_cast<int>(std::min(kChannelsPerTask, channels - channel)),
-            .width = static_cast<int>(width),
-            .num_rows = row_begin[s + 1] - row_begin[s],
-            .fresh = args.sequences.start.as<int32_t>()[s] == 0});
+    const int64_t s = task / blocks, channel = task % blocks * kMaxConvChannels;
+    ConvTask conv = TaskOfChannels(args, s, channel, std::min<int64_t>(kMaxConvChannels, channels - channel));
+    conv.out = args.out.as<float>() + args.sequences.row_begin.as<int32_t>()[s] * channels + channel;
+    conv.out_stride = channels;
+    kernel(conv);
   });
 }
 
 void CpuOps::DoGatedDeltaNet(const GatedDeltaNetArgs& args) {
-  const int64_t heads = args.state.dim(1), key_dim = args.state.dim(2), value_dim = args.state.dim(3);
-  const int64_t key_heads = args.num_key_heads, group = heads / key_heads;
-  const int64_t channels = args.conv.dim(1), projection_stride = args.projection.dim(1);
+  const DeltaNetHeads heads(args);
   const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
   const auto kernel = kernels.delta_net[ActIndex(args.out.dtype())];
-  const int64_t num_sequences = args.sequences.num_sequences();
+  const int64_t num_sequences = args.sequences.num_sequences(), channels = args.conv.dim(1);
   // Neighbouring heads share pages, so a task takes several, as long as their states fit the second-level cache and
   // each thread has a few tasks.
   constexpr int64_t kStateBytes = 1 << 20;
-  const int64_t by_cache = kStateBytes / (group * key_dim * value_dim * static_cast<int64_t>(sizeof(float)));
-  const int64_t by_threads = num_sequences * key_heads / (2 * pool_.num_threads());
-  const int64_t heads_per_task = std::clamp<int64_t>(std::min(by_cache, by_threads), 1, key_heads);
-  const int64_t blocks = (key_heads + heads_per_task - 1) / heads_per_task;
-  const int64_t scratch = kernels.delta_net_scratch(static_cast<int>(key_dim), static_cast<int>(value_dim),
-                                                    static_cast<int>(heads_per_task * group));
-  const int32_t* row_begin = args.sequences.row_begin.as<int32_t>();
-  pool_.ParallelFor(num_sequences * blocks, [&](int64_t task, int thread) {
-    const int64_t s = task / blocks, key_head = task % blocks * heads_per_task, head = key_head * group;
-    const int64_t t = row_begin[s], slot = args.sequences.state_slot.as<int32_t>()[s];
-    const float* conv = args.conv.as<float>() + t * channels;
-    const float* z = args.projection.as<float>() + t * projection_stride + channels;
-    kernel({.out = static_cast<std::byte*>(args.out.raw()) +
-                   (t * heads + head) * value_dim * static_cast<int64_t>(SizeOf(args.out.dtype())),
-            .out_stride = heads * value_dim,
-            .out_bytes = static_cast<int>(SizeOf(args.out.dtype())),
-            .state = args.state.as<float>() + (slot * heads + head) * key_dim * value_dim,
-            .q = conv + key_head * key_dim,
-            .k = conv + (key_heads + key_head) * key_dim,
-            .v = conv + 2 * key_heads * key_dim + head * value_dim,
-            .conv_stride = channels,
-            .z = z + head * value_dim,
-            .b = z + heads * value_dim + head,
-            .a = z + heads * value_dim + heads + head,
-            .projection_stride = projection_stride,
-            .a_log = args.a_log.as<float>() + head,
-            .dt_bias = args.dt_bias.as<float>() + head,
-            .norm = args.norm.as<float>(),
-            .num_rows = row_begin[s + 1] - t,
-            .num_prompt_rows = args.sequences.num_prompt_rows.as<int32_t>()[s],
-            .num_key_heads = static_cast<int>(std::min(heads_per_task, key_heads - key_head)),
-            .group = static_cast<int>(group),
-            .key_dim = static_cast<int>(key_dim),
-            .value_dim = static_cast<int>(value_dim),
-            .eps = args.eps,
-            .sigmoid_gate = args.activation == GateActivation::kSigmoid,
-            .fresh = args.sequences.start.as<int32_t>()[s] == 0,
-            .scratch = scratch_[thread].Get<float>(scratch)});
+  const int64_t by_cache =
+      kStateBytes / (heads.group * heads.key_dim * heads.value_dim * static_cast<int64_t>(sizeof(float)));
+  const int64_t by_threads = num_sequences * heads.num_key_heads / (2 * pool_.num_threads());
+  const int64_t heads_per_task = std::clamp<int64_t>(std::min(by_cache, by_threads), 1, heads.num_key_heads);
+  const int64_t blocks = (heads.num_key_heads + heads_per_task - 1) / heads_per_task;
+  const int64_t scratch =
+      kernels.delta_net_scratch(static_cast<int>(heads.key_dim), static_cast<int>(heads.value_dim),
+                                static_cast<int>(heads_per_task * heads.group));
+  pool_.ParallelFor(num_sequences * blocks, [&](int64_t index, int thread) {
+    const int64_t s = index / blocks, key_head = index % blocks * heads_per_task;
+    DeltaNetTask task = heads.Task(s, key_head, std::min(heads_per_task, heads.num_key_heads - key_head));
+    const float* conv = args.conv.as<float>() + args.sequences.row_begin.as<int32_t>()[s] * channels;
+    task.q = conv + key_head * heads.key_dim;
+    task.k = conv + (heads.num_key_heads + key_head) * heads.key_dim;
+    task.v = conv + 2 * heads.num_key_heads * heads.key_dim + key_head * heads.group * heads.value_dim;
+    task.conv_stride = channels;
+    task.scratch = scratch_[thread].Get<float>(scratch);
+    kernel(task);
+  });
+}
+
+// One task: a key head with its value heads, whose channels no other task needs.
+void CpuOps::DoConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args) {
+  constexpr int64_t kRows = 256;  // at a time; a multiple of kChunkTokens
+  PL_CHECK(args.conv.weight.dim(1) <= kMaxConvWidth);
+  const DeltaNetHeads heads(args.delta);
+  const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
+  const auto convolve = kernels.causal_conv[ActIndex(args.conv.state.dtype())];
+  const auto delta_net = kernels.delta_net[ActIndex(args.delta.out.dtype())];
+  const int64_t values = heads.group * heads.value_dim, key_channels = heads.num_key_heads * heads.key_dim;
+  const int64_t stride = 2 * heads.key_dim + values;
+  const int64_t scratch = kernels.delta_net_scratch(
+      static_cast<int>(heads.key_dim), static_cast<int>(heads.value_dim), static_cast<int>(heads.group));
+  pool_.ParallelFor(args.delta.sequences.num_sequences() * heads.num_key_heads, [&](int64_t index, int thread) {
+    const int64_t s = index / heads.num_key_heads, key_head = index % heads.num_key_heads;
+    DeltaNetTask task = heads.Task(s, key_head, 1);
+    const int64_t conv_floats = (std::min(kRows, task.num_rows) * stride + 15) / 16 * 16;
+    float* conv = scratch_[thread].Get<float>(conv_floats + scratch);
+    task.q = conv;
+    task.k = conv + heads.key_dim;
+    task.v = conv + 2 * heads.key_dim;
+    task.conv_stride = stride;
+    task.scratch = conv + conv_floats;
+    const ConvTask q = TaskOfChannels(args.conv, s, key_head * heads.key_dim, heads.key_dim);
+    const ConvTask k = TaskOfChannels(args.conv, s, key_channels + key_head * heads.key_dim, heads.key_dim);
+    const ConvTask v = TaskOfChannels(args.conv, s, 2 * key_channels + key_head * values, values);
+    for (int64_t first = 0; first < task.num_rows; first += kRows) {
+      const int64_t count = std::min(kRows, task.num_rows - first);
+      ConvolveRows(convolve, q, first, count, conv, stride);
+      ConvolveRows(convolve, k, first, count, conv + heads.key_dim, stride);
+      ConvolveRows(convolve, v, first, count, conv + 2 * heads.key_dim, stride);
+      delta_net(RowsOf(task, first, count));
+    }
   });
 }
 

@@ -36,18 +36,6 @@ bool IsStreamed(const Tensor& out) {
          out.dim(1) % 16 == 0;
 }
 
-// x as a kernel wants it: x itself where it already lies so.
-Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format,
-                   const LinearLayout& layout, ConstTensor x) {
-  const int64_t num_rows = x.dim(0);
-  if (num_rows == 1 && x.dtype() == format.dtype && layout.padded_k() == layout.shape().k) {
-    return {static_cast<const std::byte*>(x.raw()), num_rows};
-  }
-  std::byte* data = workspace.Get<std::byte>(PanelBytes(format, layout, num_rows));
-  PackPanel(pool, format, layout, {.out = data, .x = x, .row_ids = nullptr, .num_rows = num_rows});
-  return {data, num_rows};
-}
-
 }  // namespace
 
 void CpuOps::DoLinear(const LinearArgs& args) {
@@ -64,21 +52,20 @@ void CpuOps::DoLinear(const LinearArgs& args) {
                      .weight = static_cast<const std::byte*>(args.weight.raw()),
                      .panel = panel};
     grid.Place(task, tile);
-    float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-    MultiplyTree(table, tile, sums);
-    for (int64_t block = 0; block < tile.num_blocks; ++block) {
-      const int64_t column = (tile.first_block + block) * kBlockColumns;
+    float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
+    MultiplyTree(table, tile, scratch, [&](const BlockSums& sums) {
+      const int64_t column = (tile.first_block + sums.block) * kBlockColumns;
       const int64_t num_columns = std::min<int64_t>(kBlockColumns, args.shape.n - column);
-      table.store(
-          {.sums = sums + block * tile.block_sums(),
-           .num_rows = tile.num_rows,
-           .num_columns = static_cast<int>(num_columns),
-           .out = args.out.as<float>() + tile.first_row * args.shape.n + column,
-           .out_stride = args.shape.n,
-           .out_dtype = DType::kF32,
-           .bias = bias ? bias + column : nullptr,
-           .streamed = streamed && num_columns == kBlockColumns});
-    }
+      const int64_t row = tile.first_row + sums.first_row;
+      table.store({.sums = sums.data,
+                   .num_rows = sums.num_rows,
+                   .num_columns = static_cast<int>(num_columns),
+                   .out = args.out.as<float>() + row * args.shape.n + column,
+                   .out_stride = args.shape.n,
+                   .out_dtype = DType::kF32,
+                   .bias = bias ? bias + column : nullptr,
+                   .streamed = streamed && num_columns == kBlockColumns});
+    });
   });
 }
 
@@ -94,9 +81,10 @@ void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
                      .weight = static_cast<const std::byte*>(args.weight.raw()),
                      .panel = panel};
     grid.Place(task, tile);
-    float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-    MultiplyTree(table, tile, sums);
-    StoreGated(table, tile, sums, static_cast<std::byte*>(args.out.raw()));
+    float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
+    MultiplyTree(table, tile, scratch, [&](const BlockSums& sums) {
+      StoreGated(table, tile, sums, static_cast<std::byte*>(args.out.raw()));
+    });
   });
 }
 

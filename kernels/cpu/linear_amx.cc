@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/linear_kernels.h"
+#include "kernels/cpu/linear_layout.h"
 
 namespace plumbline {
 namespace {
@@ -52,28 +53,25 @@ class Prefetcher {
   int64_t step_bytes_;
 };
 
-struct Prefetchers {
-  Prefetcher weight, panel;
-  void Step() {
-    weight.Step();
-    panel.Step();
-  }
+// Where the rows of a tile lie: from row to row, and from 32 k to the next.
+struct RowPlaces {
+  int64_t row_bytes, step_bytes;
 };
 
 // Up to 16 rows: as fast as the weight arrives from memory.
-void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out,
-                   Prefetchers& prefetchers) {
+void MultiplyUpper(const char* x, const RowPlaces& rows, const MultiplyArgs& args, const float* from, float* out,
+                   Prefetcher& prefetcher) {
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {
-    _tile_loadd(0, out, kOutStride);
-    _tile_loadd(1, out + 16, kOutStride);
+    _tile_loadd(0, from, kOutStride);
+    _tile_loadd(1, from + 16, kOutStride);
   } else {
     _tile_zero(0);
     _tile_zero(1);
   }
-  for (int64_t k = 0; k < args.num_k; k += 32, x += rows * 64, weight += kStepBytes) {
-    prefetchers.Step();
-    _tile_loadd(4, x, 64);
+  for (int64_t k = 0; k < args.num_k; k += 32, x += rows.step_bytes, weight += kStepBytes) {
+    prefetcher.Step();
+    _tile_loadd(4, x, rows.row_bytes);
     _tile_loadd(6, weight, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, weight + 1024, 64);
@@ -83,31 +81,32 @@ void MultiplyUpper(const char* x, int rows, const MultiplyArgs& args, float* out
   _tile_stored(1, out + 16, kOutStride);
 }
 
-void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out,
-                  Prefetchers& prefetchers) {
+void MultiplyBoth(const char* x, const RowPlaces& rows, const MultiplyArgs& args, const float* from, float* out,
+                  Prefetcher& prefetcher) {
+  const float* from_lower = from + 16 * 32;
   float* lower = out + 16 * 32;
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {
-    _tile_loadd(0, out, kOutStride);
-    _tile_loadd(1, out + 16, kOutStride);
-    _tile_loadd(2, lower, kOutStride);
-    _tile_loadd(3, lower + 16, kOutStride);
+    _tile_loadd(0, from, kOutStride);
+    _tile_loadd(1, from + 16, kOutStride);
+    _tile_loadd(2, from_lower, kOutStride);
+    _tile_loadd(3, from_lower + 16, kOutStride);
   } else {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t k = 0; k < args.num_k; k += 32, x += rows * 64, weight += kStepBytes) {
-    prefetchers.Step();
-    _tile_loadd(4, x, 64);
+  for (int64_t k = 0; k < args.num_k; k += 32, x += rows.step_bytes, weight += kStepBytes) {
+    prefetcher.Step();
     _tile_loadd(6, weight, 64);
+    _tile_loadd(4, x, rows.row_bytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, x + 1024, 64);
-    _tile_dpbf16ps(2, 5, 6);
     _tile_loadd(7, weight + 1024, 64);
     _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, x + 16 * rows.row_bytes, rows.row_bytes);
     _tile_dpbf16ps(3, 5, 7);
+    _tile_dpbf16ps(2, 5, 6);
   }
   _tile_stored(0, out, kOutStride);
   _tile_stored(1, out + 16, kOutStride);
@@ -116,20 +115,28 @@ void MultiplyBoth(const char* x, int rows, const MultiplyArgs& args, float* out,
 }
 
 void Multiply(const MultiplyArgs& args) {
+  alignas(64) float finished[kTileRows * kBlockColumns];
   int configured_rows = 0;
   const int64_t num_steps = (args.num_rows + kTileRows - 1) / kTileRows * (args.num_k / 32);
-  Prefetchers prefetchers = {{args.upcoming_weight, num_steps}, {args.upcoming_panel, num_steps}};
+  Prefetcher prefetcher(args.upcoming_weight, num_steps);
   for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
     if (rows != configured_rows) Configure(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16);
     configured_rows = rows;
-    const char* x = static_cast<const char*>(args.panel) + row * args.num_k * 2;
-    float* out = args.out + row * 32;
+    const bool is_packed = args.panel_row_bytes == 0;
+    const char* x = static_cast<const char*>(args.panel) + row * (is_packed ? args.num_k * 2 : args.panel_row_bytes);
+    const RowPlaces places = {is_packed ? 64 : args.panel_row_bytes, is_packed ? rows * 64 : 64};
+    const float* from = args.out + row * kBlockColumns;
+    float* out = args.sink.take ? finished : args.out + row * kBlockColumns;
     if (rows <= 16) {
-      MultiplyUpper(x, rows, args, out, prefetchers);
+      MultiplyUpper(x, places, args, from, out, prefetcher);
     } else {
-      MultiplyBoth(x, rows, args, out, prefetchers);
+      MultiplyBoth(x, places, args, from, out, prefetcher);
+    }
+    if (args.sink.take) {
+      asm volatile("" ::: "memory");  // the tile stores do not say that they write memory
+      args.sink.take(args.sink.context, row, rows, out);
     }
   }
   _tile_release();
@@ -138,6 +145,6 @@ void Multiply(const MultiplyArgs& args) {
 }  // namespace
 
 const LinearKernel kLinearAmxBf16 = {
-    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 256, .dtype = DType::kBf16}, Multiply};
+    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 256, .dtype = DType::kBf16, .reads_rows = true}, Multiply};
 
 }  // namespace plumbline

@@ -1,6 +1,7 @@
 #include "kernels/cpu/linear_driver.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/half.h"
@@ -8,12 +9,19 @@
 namespace plumbline {
 namespace {
 
+constexpr int64_t kMinRowsPerBlock = 128;  // fewer rows wait for the weights
 constexpr int64_t kMaxRowsPerBlock = 512;
 constexpr int64_t kMaxBlocksPerGroup = 8;
+
 constexpr int64_t kWeightChunkBytes =
     64 << 10;  // of one block; stays in the L1 cache while the rows pass
 constexpr int64_t kMinParallelPanelBytes =
     64 << 10;  // below, waking the pool costs more than the copy
+
+int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A packed panel of one thread's rows that the L2 cache keeps while the weight passes.
+constexpr int64_t kMaxPackedBytes = 1280 << 10;
 
 // Packs num_k values of one row, padded with zeros to padded_k, into k groups that lie `stride`
 // elements apart.
@@ -59,14 +67,23 @@ void PackRowPiece(const PanelFormat& format, const PackPanelArgs& args, const Ro
   }
 }
 
+// Rows of k of a chunk: even parts of a leaf, or all of it where that is not much more.
+int64_t ChunkK(const PanelFormat& format, const LinearLayout& layout) {
+  const int64_t leaf_k = layout.padded_leaf_k();
+  if (leaf_k <= format.chunk_k * 3 / 2) return leaf_k;
+  const int64_t num_chunks = (leaf_k + format.chunk_k - 1) / format.chunk_k;
+  return (leaf_k / kTileK + num_chunks - 1) / num_chunks * kTileK;
+}
+
 // One leaf of one row tile.
 void PackPanelPart(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args,
                    int64_t tile, int leaf) {
   const int64_t first_row = tile * format.tile_rows;
   const int64_t rows = std::min<int64_t>(format.tile_rows, args.num_rows - first_row);
   const int64_t begin = layout.leaf_begin(leaf), leaf_k = layout.leaf_end(leaf) - begin;
-  for (int64_t k = 0; k < layout.padded_leaf_k(); k += format.chunk_k) {
-    const int64_t chunk_k = std::min<int64_t>(format.chunk_k, layout.padded_leaf_k() - k);
+  const int64_t max_chunk_k = ChunkK(format, layout);
+  for (int64_t k = 0; k < layout.padded_leaf_k(); k += max_chunk_k) {
+    const int64_t chunk_k = std::min(max_chunk_k, layout.padded_leaf_k() - k);
     const int64_t out = (leaf * layout.padded_leaf_k() + k) * args.num_rows + first_row * chunk_k;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = args.row_ids ? args.row_ids[first_row + r] : first_row + r;
@@ -103,6 +120,20 @@ void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& 
   });
 }
 
+Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format,
+                   const LinearLayout& layout, ConstTensor x) {
+  const int64_t num_rows = x.dim(0), row_bytes = PanelBytes(format, layout, 1);
+  if (x.dtype() == format.dtype && layout.padded_k() == layout.shape().k) {
+    const auto* data = static_cast<const std::byte*>(x.raw());
+    if (num_rows == 1) return {data, num_rows};
+    const int64_t share = (num_rows + pool.num_threads() - 1) / pool.num_threads();
+    if (format.reads_rows && share * row_bytes > kMaxPackedBytes) return {data, num_rows, row_bytes};
+  }
+  std::byte* data = workspace.Get<std::byte>(PanelBytes(format, layout, num_rows));
+  PackPanel(pool, format, layout, {.out = data, .x = x, .row_ids = nullptr, .num_rows = num_rows});
+  return {data, num_rows};
+}
+
 namespace {
 
 // Where the products of one rectangle find their operands.
@@ -118,13 +149,16 @@ class ProductSteps {
     return tile_.num_rows <= tile_.kernel.format.tile_rows &&
            tile_.panel.num_rows == tile_.num_rows;
   }
-  int64_t step_k() const { return one_row_tile() ? leaf_k() : tile_.kernel.format.chunk_k; }
+  int64_t step_k() const { return one_row_tile() ? leaf_k() : ChunkK(tile_.kernel.format, tile_.layout); }
   int64_t leaf_k() const { return tile_.layout.padded_leaf_k(); }
 
-  UpcomingBytes Panel(int leaf, int64_t k) const {
+  const std::byte* Panel(int leaf, int64_t k) const {
+    const int64_t column = leaf * leaf_k() + k;
+    if (tile_.panel.row_bytes > 0) {
+      return tile_.panel.data + tile_.first_row * tile_.panel.row_bytes + column * element_bytes_;
+    }
     const int64_t num_k = std::min(step_k(), leaf_k() - k);
-    const int64_t element = (leaf * leaf_k() + k) * tile_.panel.num_rows + tile_.first_row * num_k;
-    return {tile_.panel.data + element * element_bytes_, tile_.num_rows * num_k * element_bytes_};
+    return tile_.panel.data + (column * tile_.panel.num_rows + tile_.first_row * num_k) * element_bytes_;
   }
   UpcomingBytes Weight(int64_t block, int leaf, int64_t k) const {
     const int64_t begin = tile_.layout.offset(tile_.first_block + block, leaf, k);
@@ -142,21 +176,8 @@ class ProductSteps {
     if (block + 1 < tile_.num_blocks) return Weight(block + 1, leaf, k);
     if (k + step_k() < leaf_k()) return Weight(0, leaf, k + step_k());
     if (leaf + 1 < tile_.layout.shape().num_leaves) return Weight(0, leaf + 1, 0);
-    return {};
-  }
-  // The next chunk's rows, a part of them at every block.
-  UpcomingBytes UpcomingPanel(int64_t block, int leaf, int64_t k) const {
-    UpcomingBytes next;
-    if (one_row_tile()) return next;
-    if (k + step_k() < leaf_k()) {
-      next = Panel(leaf, k + step_k());
-    } else if (leaf + 1 < tile_.layout.shape().num_leaves) {
-      next = Panel(leaf + 1, 0);
-    }
-    const int64_t share = (next.num_bytes / 64 + tile_.num_blocks - 1) / tile_.num_blocks * 64;
-    const int64_t begin = std::min(block * share, next.num_bytes);
-    return {static_cast<const std::byte*>(next.data) + begin,
-            std::min(share, next.num_bytes - begin)};
+    const bool is_last = tile_.first_block + tile_.num_blocks >= tile_.layout.num_blocks();
+    return is_last ? UpcomingBytes{} : Weight(tile_.num_blocks, 0, 0);
   }
 
  private:
@@ -168,56 +189,96 @@ class ProductSteps {
 
 }  // namespace
 
+namespace {
+
+// Where the tiles of one leaf go when they are finished: added to the leaves that wait for them.
+struct LeafEnd {
+  const LinearTable& table;
+  const TreeSink* root;     // takes the tile when the tree ends here; else it waits
+  float* waiting;           // the youngest of the sums that it completes, older ones num_sums apart before it
+  int num_waiting;
+  int64_t num_sums;
+  int64_t block;
+
+  static void Take(const void* context, int64_t first_row, int64_t num_rows, float* sums) {
+    const LeafEnd& end = *static_cast<const LeafEnd*>(context);
+    const int64_t n = num_rows * kBlockColumns;
+    float* older = end.waiting + first_row * kBlockColumns;
+    const int num_added = end.root ? end.num_waiting : end.num_waiting - 1;
+    for (int i = 0; i < num_added; ++i, older -= end.num_sums) end.table.add(sums, older, n);
+    if (end.root) {
+      end.root->take(end.root->context, {end.block, first_row, num_rows, sums});
+    } else {
+      end.table.add(older, sums, n);
+    }
+  }
+};
+
+void MultiplyChunk(const ProductSteps& steps, const ProductTile& tile, int64_t block, int leaf,
+                   int64_t k, float* out, TileSink sink) {
+  tile.kernel.multiply({.panel = steps.Panel(leaf, k),
+                        .panel_row_bytes = tile.panel.row_bytes,
+                        .weight = steps.Weight(block, leaf, k).data,
+                        .num_k = std::min(steps.step_k(), steps.leaf_k() - k),
+                        .num_rows = tile.num_rows,
+                        .out = out,
+                        .accumulate = k > 0,
+                        .sink = sink,
+                        .upcoming_weight = steps.UpcomingWeight(block, leaf, k)});
+}
+
+}  // namespace
+
 void MultiplyLeaf(const ProductTile& tile, int leaf, float* out) {
   const ProductSteps steps(tile);
   for (int64_t k = 0; k < steps.leaf_k(); k += steps.step_k()) {
     for (int64_t block = 0; block < tile.num_blocks; ++block) {
-      tile.kernel.multiply({.panel = steps.Panel(leaf, k).data,
-                            .weight = steps.Weight(block, leaf, k).data,
-                            .num_k = std::min(steps.step_k(), steps.leaf_k() - k),
-                            .num_rows = tile.num_rows,
-                            .out = out + block * tile.block_sums(),
-                            .accumulate = k > 0,
-                            .upcoming_weight = steps.UpcomingWeight(block, leaf, k),
-                            .upcoming_panel = steps.UpcomingPanel(block, leaf, k)});
+      MultiplyChunk(steps, tile, block, leaf, k, out + block * tile.block_sums(), {});
     }
   }
 }
 
-// Leaves are added as soon as both halves of a subtree are there: at most one waits per level.
+// At most one subtree waits per level, beside the leaf that is being computed.
 int64_t TreeScratchFloats(const ProductTile& tile) {
   int64_t levels = 1;
   for (int leaves = tile.layout.shape().num_leaves; leaves > 1; leaves /= 2) ++levels;
   return levels * tile.num_sums();
 }
 
-void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch) {
-  const int64_t num_sums = tile.num_sums();
-  float* next = scratch;
-  for (int leaf = 0; leaf < tile.layout.shape().num_leaves; ++leaf) {
-    MultiplyLeaf(tile, leaf, next);
-    next += num_sums;
-    for (int done = leaf; done & 1; done >>= 1) {
-      next -= num_sums;
-      table.add(next - num_sums, next, num_sums);
+void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch,
+                  const TreeSink& sink) {
+  const ProductSteps steps(tile);
+  const int num_leaves = tile.layout.shape().num_leaves;
+  for (int leaf = 0; leaf < num_leaves; ++leaf) {
+    const int num_waiting = std::popcount(static_cast<unsigned>(leaf));
+    const int num_completed = std::countr_one(static_cast<unsigned>(leaf));
+    const bool is_last_leaf = leaf + 1 == num_leaves;
+    for (int64_t k = 0; k < steps.leaf_k(); k += steps.step_k()) {
+      const bool ends = k + steps.step_k() >= steps.leaf_k() && (num_completed > 0 || is_last_leaf);
+      for (int64_t block = 0; block < tile.num_blocks; ++block) {
+        float* sums = scratch + num_waiting * tile.num_sums() + block * tile.block_sums();
+        const LeafEnd end = {table, is_last_leaf ? &sink : nullptr, sums - tile.num_sums(),
+                             num_completed, tile.num_sums(), block};
+        MultiplyChunk(steps, tile, block, leaf, k, sums,
+                      ends ? TileSink{LeafEnd::Take, &end} : TileSink{});
+      }
     }
   }
 }
 
-void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums,
+void StoreGated(const LinearTable& table, const ProductTile& tile, const BlockSums& sums,
                 std::byte* out) {
   const int64_t num_outputs = tile.layout.num_outputs();
   const DType dtype = tile.layout.shape().dtype;
-  for (int64_t block = 0; block < tile.num_blocks; ++block) {
-    const int64_t column = (tile.first_block + block) * kHalfColumns;
-    table.store_gated(
-        {.sums = sums + block * tile.block_sums(),
-         .num_rows = tile.num_rows,
-         .num_columns = static_cast<int>(std::min<int64_t>(kHalfColumns, num_outputs - column)),
-         .out = out + (tile.first_row * num_outputs + column) * static_cast<int64_t>(SizeOf(dtype)),
-         .out_stride = num_outputs,
-         .out_dtype = dtype});
-  }
+  const int64_t column = (tile.first_block + sums.block) * kHalfColumns;
+  const int64_t row = tile.first_row + sums.first_row;
+  table.store_gated(
+      {.sums = sums.data,
+       .num_rows = sums.num_rows,
+       .num_columns = static_cast<int>(std::min<int64_t>(kHalfColumns, num_outputs - column)),
+       .out = out + (row * num_outputs + column) * static_cast<int64_t>(SizeOf(dtype)),
+       .out_stride = num_outputs,
+       .out_dtype = dtype});
 }
 
 int64_t MaxRowsPerBlock(const LinearKernel& kernel) {
@@ -225,10 +286,17 @@ int64_t MaxRowsPerBlock(const LinearKernel& kernel) {
 }
 
 ProductGrid::ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows,
-                         int num_threads)
-    : num_rows(num_rows), num_blocks(layout.num_blocks()), rows_per_block(MaxRowsPerBlock(kernel)) {
+                         int num_threads, const Options& options)
+    : num_rows(num_rows), num_blocks(layout.num_blocks()) {
+  const int64_t tile_rows = kernel.format.tile_rows;
+  const int64_t max_rows = std::min(MaxRowsPerBlock(kernel), RoundUp(options.max_rows_per_block, tile_rows));
+  const int64_t share = RoundUp((num_rows + num_threads - 1) / num_threads, tile_rows);
+  const bool all_stay = PanelBytes(kernel.format, layout, max_rows) <= kMaxPackedBytes;
+  rows_per_block = all_stay ? max_rows : std::clamp(share, RoundUp(kMinRowsPerBlock, tile_rows), max_rows);
   // Several tasks per thread even out threads that were held up.
-  blocks_per_group = std::clamp<int64_t>(num_blocks / (4 * num_threads), 1, kMaxBlocksPerGroup);
+  const int64_t unit = options.unit_blocks;
+  const int64_t blocks = std::clamp<int64_t>(num_blocks / (4 * num_threads), 1, kMaxBlocksPerGroup);
+  blocks_per_group = std::max<int64_t>(blocks / unit, 1) * unit;
   num_row_blocks = (num_rows + rows_per_block - 1) / rows_per_block;
   num_column_groups = (num_blocks + blocks_per_group - 1) / blocks_per_group;
 }

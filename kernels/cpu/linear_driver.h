@@ -7,6 +7,7 @@
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/linear_layout.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/workspace.h"
 
 namespace plumbline {
 
@@ -14,6 +15,7 @@ namespace plumbline {
 struct Panel {
   const std::byte* data = nullptr;
   int64_t num_rows = 0;
+  int64_t row_bytes = 0;  // x itself, for a kernel that reads rows; 0: packed
 };
 
 inline int64_t PanelBytes(const PanelFormat& format, const LinearLayout& layout, int64_t num_rows) {
@@ -28,7 +30,11 @@ struct PackPanelArgs {
 };
 void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout,
                const PackPanelArgs& args);
-// The same on the calling thread.
+// x as a kernel wants it: x itself where it already lies so, or where a packed copy would not stay in the cache; else
+// packed into the workspace.
+Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format, const LinearLayout& layout,
+                   ConstTensor x);
+// PackPanel on the calling thread.
 void PackPanel(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args);
 
 // A rectangle of the product: a range of row tiles times a range of column blocks.
@@ -49,25 +55,53 @@ struct ProductTile {
 // One leaf: out[num_blocks, num_rows, 32] f32.
 void MultiplyLeaf(const ProductTile& tile, int leaf, float* out);
 
-// All leaves added in the tree. scratch: [TreeScratchFloats]; the sums are left at its start, as of
-// one leaf.
-int64_t TreeScratchFloats(const ProductTile& tile);
-void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch);
+// Finished sums of some rows of one block of a tile.
+struct BlockSums {
+  int64_t block;      // from the tile's first
+  int64_t first_row;  // from the tile's first
+  int64_t num_rows;
+  const float* data;  // [num_rows, 32], in the L1 cache
+};
 
-// Applies the gate to the sums of a gated tile. out: [all rows of the panel, num_outputs] of the
+struct TreeSink {
+  void (*take)(const void* context, const BlockSums& sums);
+  const void* context;
+};
+
+// All leaves added in the tree; every sum goes to the sink once. scratch: [TreeScratchFloats].
+int64_t TreeScratchFloats(const ProductTile& tile);
+void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch,
+                  const TreeSink& sink);
+template <typename Fn>  // void(const BlockSums&)
+void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch, const Fn& fn) {
+  MultiplyTree(table, tile, scratch,
+               TreeSink{[](const void* context, const BlockSums& sums) {
+                          (*static_cast<const Fn*>(context))(sums);
+                        },
+                        &fn});
+}
+
+// Applies the gate to sums of a gated tile. out: [all rows of the panel, num_outputs] of the
 // weight's dtype.
-void StoreGated(const LinearTable& table, const ProductTile& tile, const float* sums,
+void StoreGated(const LinearTable& table, const ProductTile& tile, const BlockSums& sums,
                 std::byte* out);
 
 // Rows whose activations stay in the cache while the columns pass; a multiple of the kernel's
 // tile_rows.
 int64_t MaxRowsPerBlock(const LinearKernel& kernel);
 
-// How an op is cut into tasks: by columns first, so that every thread streams its own part of the
-// weight once; rows in blocks whose activations stay in the cache.
+// How an op is cut into tasks: blocks of rows, as many as there are threads where that leaves enough
+// rows to a block, and groups of columns. A thread begins with its own rows (thread_pool.h), which its
+// core's cache holds from the op before and for the op that follows.
 struct ProductGrid {
-  ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows,
-              int num_threads);
+  struct Options {
+    int64_t unit_blocks = 1;  // a group is a multiple of so many
+    int64_t max_rows_per_block = INT64_MAX / 2;
+  };
+  ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows, int num_threads,
+              const Options& options);
+  ProductGrid(const LinearKernel& kernel, const LinearLayout& layout, int64_t num_rows, int num_threads)
+      : ProductGrid(kernel, layout, num_rows, num_threads, Options{}) {}
 
   int64_t num_tasks() const { return num_row_blocks * num_column_groups; }
   // Sets rows and blocks of a tile to those of a task.

@@ -8,15 +8,14 @@
 
 namespace plumbline {
 
-// Rows of activations in the form a kernel reads: every leaf in chunks of chunk_k (the last may be
-// shorter), a chunk in tiles of tile_rows rows (the last may have fewer), a tile as [k /
-// k_group][rows][k_group] elements.
+// Rows of activations in the form a kernel reads: every leaf in chunks of about chunk_k (ChunkK in linear_driver.h), a
+// chunk in tiles of tile_rows rows (the last may have fewer), a tile as [k / k_group][rows][k_group] elements.
 struct PanelFormat {
   int tile_rows;
   int k_group;
-  int chunk_k;  // a multiple of 32: so much of a block of weights stays in the L1 cache while the
-                // rows pass
+  int chunk_k;  // a multiple of 32: so much of a block of weights stays in the L1 cache while the rows pass
   DType dtype;  // kBf16 or kF32
+  bool reads_rows = false;  // also takes rows as they lie in x
 };
 
 // Memory that the next products read: fetched into the L2 cache while this one is computed.
@@ -25,14 +24,23 @@ struct UpcomingBytes {
   int64_t num_bytes = 0;
 };
 
+// Takes finished sums tile by tile, while they are in the L1 cache: rows [first_row, first_row + num_rows)
+// of the product, [num_rows, 32]; may change them.
+struct TileSink {
+  void (*take)(const void* context, int64_t first_row, int64_t num_rows, float* sums) = nullptr;
+  const void* context = nullptr;
+};
+
 struct MultiplyArgs {
-  const void* panel;   // the row tiles of one chunk
-  const void* weight;  // num_k rows of one block (linear_layout.h)
-  int64_t num_k;       // a multiple of 32
+  const void* panel;        // the row tiles of one chunk
+  int64_t panel_row_bytes;  // from row to row where they are rows of x as it lies; else 0
+  const void* weight;       // num_k rows of one block (linear_layout.h)
+  int64_t num_k;            // a multiple of 32
   int64_t num_rows;
-  float* out;                                     // [num_rows, 32]
-  bool accumulate;                                // continue the sums in out, else start from zero
-  UpcomingBytes upcoming_weight, upcoming_panel;  // a kernel may ignore them
+  float* out;               // [num_rows, 32]
+  bool accumulate;          // continue the sums in out, else start from zero
+  TileSink sink;            // where given, out's new content does not matter
+  UpcomingBytes upcoming_weight;  // a kernel may ignore it
 };
 
 // out (+)= panel * weight. The sum of an element runs over ascending k, in an order that depends on

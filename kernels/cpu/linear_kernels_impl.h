@@ -61,7 +61,9 @@ void MultiplyRowTiles(const MultiplyArgs& args) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kMaxRows ? static_cast<int>(left) : kMaxRows;
     const Element* panel = static_cast<const Element*>(args.panel) + row * args.num_k;
-    ForRows<kMaxRows, Tile>::Run(rows, panel, args, args.out + row * 32);
+    float* out = args.out + row * 32;
+    ForRows<kMaxRows, Tile>::Run(rows, panel, args, out);
+    if (args.sink.take) args.sink.take(args.sink.context, row, rows, out);
   }
 }
 
@@ -112,7 +114,6 @@ struct LinearElementwise {
         V::Stream(out + i, args.bias ? V::Add(value, V::Load(args.bias + i)) : value);
       }
     }
-    V::FinishStreams();
   }
 
   static void StoreGated(const StoreArgs& args) {

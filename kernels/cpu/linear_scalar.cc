@@ -51,6 +51,7 @@ void Multiply(const MultiplyArgs& args) {
     for (int r = 0; r < rows; ++r) {
       std::memcpy(args.out + (row + r) * 32, sum[r], sizeof sum[r]);
     }
+    if (args.sink.take) args.sink.take(args.sink.context, row, rows, args.out + row * 32);
   }
 }
 

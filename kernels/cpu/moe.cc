@@ -118,9 +118,10 @@ class MoeMlpCall {
       ForRowBlocks(panel, gate_up_, weights + e * gate_up_.packed_bytes(), [&](ProductTile tile) {
         tile.first_block = first_block;
         tile.num_blocks = std::min(kBlocksPerTask, gate_up_.num_blocks() - first_block);
-        float* sums = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-        MultiplyTree(table_, tile, sums);
-        StoreGated(table_, tile, sums, inner_ + rows_.begin[e] * inner_row_bytes_);
+        float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
+        MultiplyTree(table_, tile, scratch, [&](const BlockSums& sums) {
+          StoreGated(table_, tile, sums, inner_ + rows_.begin[e] * inner_row_bytes_);
+        });
       });
     });
   }

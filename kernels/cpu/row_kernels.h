@@ -91,14 +91,15 @@ void RmsNormRow(const RmsNormRowTask& task, int64_t n) {
   ScaleRow<Simd>(static_cast<T*>(task.out), task.x, task.weight, task.weight_offset, factor, n);
 }
 
-// Norm and rotation of one head; `x` is scratch of head_dim floats that may be the input itself.
 template <typename Simd, typename T>
-void NormRopeHead(T* out, const float* head, const float* norm, const QkNormRopeTask& task, float* x) {
+void NormRopeHead(const NormRopeTask& task) {
   const int dim = task.head_dim, half = task.rotary_half;
-  if (norm != nullptr) {
+  const float* head = task.x;
+  T* out = static_cast<T*>(task.out);
+  if (task.norm != nullptr) {
     const float factor = 1.0f / sqrtf(SumOfSquares<Simd>(head, dim) / static_cast<float>(dim) + task.eps);
-    ScaleRow<Simd>(x, head, norm, task.norm_offset, factor, dim);
-    head = x;
+    ScaleRow<Simd>(task.scratch, head, task.norm, task.norm_offset, factor, dim);
+    head = task.scratch;
   }
   for (int i = 0; i < half; i += 16) {
     const int n = half - i < 16 ? half - i : 16;
@@ -110,32 +111,6 @@ void NormRopeHead(T* out, const float* head, const float* norm, const QkNormRope
   for (int i = 2 * half; i < dim; i += 16) {
     const int n = dim - i < 16 ? dim - i : 16;
     Simd::StoreN(out + i, Simd::LoadN(head + i, n), n);
-  }
-}
-
-// A row comes from memory: its heads are fetched while others are computed.
-inline constexpr int kHeadsAhead = 4;
-
-template <typename Simd, typename T>
-void QkNormRopeRow(const QkNormRopeTask& task) {
-  const int dim = task.head_dim;
-  const float* head = task.qkv;
-  for (int h = 0; h < task.num_query_heads; ++h, head += task.query_stride) {
-    const float* ahead = head + kHeadsAhead * task.query_stride;
-    for (int i = 0; i < dim; i += 16) __builtin_prefetch(ahead + i);
-    NormRopeHead<Simd>(static_cast<T*>(task.q) + h * dim, head, task.q_norm, task, task.scratch);
-  }
-  T* k = static_cast<T*>(task.k);
-  T* v = static_cast<T*>(task.v);
-  for (int h = 0; h < task.num_kv_heads; ++h, head += dim) {
-    NormRopeHead<Simd>(k + h * task.cache_head_stride, head, task.k_norm, task, task.scratch);
-  }
-  for (int h = 0; h < task.num_kv_heads; ++h, head += dim) {
-    T* out = v + h * task.cache_head_stride;
-    for (int i = 0; i < dim; i += 16) {
-      const int n = dim - i < 16 ? dim - i : 16;
-      Simd::StoreN(out + i, Simd::LoadN(head + i, n), n);
-    }
   }
 }
 

@@ -27,20 +27,15 @@ struct RmsNormRowTask {
   float weight_offset, eps;
 };
 
-// One row of QkNormRope.
-struct QkNormRopeTask {
-  void* q;                  // [Nq, H]
-  void* k;                  // first KV head's row in the cache; heads are cache_head_stride elements apart
-  void* v;
-  int64_t cache_head_stride;
-  const float* qkv;
-  int64_t query_stride;     // H, or 2 H with gates between the query heads
-  const float* q_norm;      // [H] or null
-  const float* k_norm;
+// One head of one row of QkNormRope: norm, then rotation, each left out where it has no operand.
+struct NormRopeTask {
+  void* out;                // [H]
+  const float* x;           // [H]
+  const float* norm;        // [H] or null
   const float* cos;         // [rotary_half]
   const float* sin;
   float* scratch;           // [H]
-  int num_query_heads, num_kv_heads, head_dim, rotary_half;
+  int head_dim, rotary_half;
   float norm_offset, eps;
 };
 
@@ -68,6 +63,7 @@ struct ConvTask {
   float* out;               // rows out_stride apart
   int64_t out_stride;
   void* state;              // [num_channels, width - 1]
+  int state_bytes;          // of an element
   const float* x;           // rows x_stride apart
   int64_t x_stride;
   const float* weight;      // [num_channels, width]
@@ -101,14 +97,14 @@ struct DeltaNetTask {
   float eps;
   bool sigmoid_gate;        // else SiLU
   bool fresh;
-  float* scratch;           // delta_net_scratch floats
+  float* scratch;           // delta_net_scratch floats; 64-byte aligned
 };
 
 struct SequenceKernels {
   void (*widen_row[kNumActTypes])(float* out, const void* in, int64_t n);
   void (*add_partials)(const SliceSum& sum, int64_t n);
   void (*rms_norm_row[kNumActTypes])(const RmsNormRowTask& task, int64_t n);
-  void (*qk_norm_rope_row[kNumActTypes])(const QkNormRopeTask& task);
+  void (*norm_rope[kNumActTypes])(const NormRopeTask& task);
   int64_t (*attention_scratch_bytes)(int num_rows, int head_dim);
   void (*attention[kNumActTypes])(const AttentionTask& task);
   void (*causal_conv[kNumActTypes])(const ConvTask& task);

@@ -11,7 +11,7 @@ const SequenceKernels kAvx2SequenceKernels = {
     .widen_row = {WidenRow<Avx2Lanes, float>, WidenRow<Avx2Lanes, Bf16>, WidenRow<Avx2Lanes, F16>},
     .add_partials = AddPartials<Avx2Lanes>,
     .rms_norm_row = {RmsNormRow<Avx2Lanes, float>, RmsNormRow<Avx2Lanes, Bf16>, RmsNormRow<Avx2Lanes, F16>},
-    .qk_norm_rope_row = {QkNormRopeRow<Avx2Lanes, float>, QkNormRopeRow<Avx2Lanes, Bf16>, QkNormRopeRow<Avx2Lanes, F16>},
+    .norm_rope = {NormRopeHead<Avx2Lanes, float>, NormRopeHead<Avx2Lanes, Bf16>, NormRopeHead<Avx2Lanes, F16>},
     .attention_scratch_bytes = AttentionScratchBytes,
     .attention = {AttentionKernel<Avx2Lanes, float, F32Products<Avx2Lanes, float>>,
                   AttentionKernel<Avx2Lanes, Bf16, F32Products<Avx2Lanes, Bf16>>,

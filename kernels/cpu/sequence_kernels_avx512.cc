@@ -12,7 +12,7 @@ const SequenceKernels kAvx512SequenceKernels = {
     .widen_row = {WidenRow<Avx512Lanes, float>, WidenRow<Avx512Lanes, Bf16>, WidenRow<Avx512Lanes, F16>},
     .add_partials = AddPartials<Avx512Lanes>,
     .rms_norm_row = {RmsNormRow<Avx512Lanes, float>, RmsNormRow<Avx512Lanes, Bf16>, RmsNormRow<Avx512Lanes, F16>},
-    .qk_norm_rope_row = {QkNormRopeRow<Avx512Lanes, float>, QkNormRopeRow<Avx512Lanes, Bf16>, QkNormRopeRow<Avx512Lanes, F16>},
+    .norm_rope = {NormRopeHead<Avx512Lanes, float>, NormRopeHead<Avx512Lanes, Bf16>, NormRopeHead<Avx512Lanes, F16>},
     .attention_scratch_bytes = AttentionScratchBytes,
     .attention = {AttentionKernel<Avx512Lanes, float, F32Products<Avx512Lanes, float>>,
                   AttentionKernel<Avx512Lanes, Bf16, Avx512Products>,

@@ -11,7 +11,7 @@ const SequenceKernels kScalarSequenceKernels = {
     .widen_row = {WidenRow<ScalarLanes, float>, WidenRow<ScalarLanes, Bf16>, WidenRow<ScalarLanes, F16>},
     .add_partials = AddPartials<ScalarLanes>,
     .rms_norm_row = {RmsNormRow<ScalarLanes, float>, RmsNormRow<ScalarLanes, Bf16>, RmsNormRow<ScalarLanes, F16>},
-    .qk_norm_rope_row = {QkNormRopeRow<ScalarLanes, float>, QkNormRopeRow<ScalarLanes, Bf16>, QkNormRopeRow<ScalarLanes, F16>},
+    .norm_rope = {NormRopeHead<ScalarLanes, float>, NormRopeHead<ScalarLanes, Bf16>, NormRopeHead<ScalarLanes, F16>},
     .attention_scratch_bytes = AttentionScratchBytes,
     .attention = {AttentionKernel<ScalarLanes, float, F32Products<ScalarLanes, float>>,
                   AttentionKernel<ScalarLanes, Bf16, F32Products<ScalarLanes, Bf16>>,

@@ -16,7 +16,6 @@ struct Avx2 {
   static F32 LoadFirst(const float* p, int n) { return _mm256_maskload_ps(p, First(n)); }
   static void Store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
   static void Stream(float* p, F32 x) { _mm256_stream_ps(p, x); }
-  static void FinishStreams() { _mm_sfence(); }
   static void StoreFirst(float* p, F32 x, int n) { _mm256_maskstore_ps(p, First(n), x); }
 
   static F32 LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }
@@ -42,6 +41,11 @@ struct Avx2 {
   static F32 PowerOfTwo(F32 n) {
     return _mm256_castsi256_ps(
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+  }
+  // x 2^n, n whole and not below -150: in two factors, so that a subnormal result is rounded once.
+  static F32 Scale(F32 x, F32 n) {
+    const F32 half = Round(Mul(n, Set(0.5f)));
+    return Mul(Mul(x, PowerOfTwo(half)), PowerOfTwo(Sub(n, half)));
   }
 
   static float Sum(F32 a) {

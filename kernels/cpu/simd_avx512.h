@@ -17,7 +17,6 @@ struct Avx512 {
   static F32 LoadFirst(const float* p, int n) { return _mm512_maskz_loadu_ps(First(n), p); }
   static void Store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
   static void Stream(float* p, F32 x) { _mm512_stream_ps(p, x); }
-  static void FinishStreams() { _mm_sfence(); }
   static void StoreFirst(float* p, F32 x, int n) { _mm512_mask_storeu_ps(p, First(n), x); }
 
   static F32 LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }
@@ -46,10 +45,7 @@ struct Avx512 {
   static F32 Min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
   static F32 Sqrt(F32 a) { return _mm512_sqrt_ps(a); }
   static F32 Round(F32 a) { return _mm512_roundscale_ps(a, 8); }
-  static F32 PowerOfTwo(F32 n) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
-  }
+  static F32 Scale(F32 x, F32 n) { return _mm512_scalef_ps(x, n); }  // x 2^n, n whole
 
   static float Sum(F32 a) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));

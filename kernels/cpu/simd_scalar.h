@@ -19,7 +19,6 @@ struct Scalar {
   static F32 LoadFirst(const float* p, int) { return *p; }
   static void Store(float* p, F32 x) { *p = x; }
   static void Stream(float* p, F32 x) { *p = x; }
-  static void FinishStreams() {}
   static void StoreFirst(float* p, F32 x, int) { *p = x; }
 
   static F32 LoadBf16(const uint16_t* p) { return ToFloat(Bf16{*p}); }
@@ -45,6 +44,11 @@ struct Scalar {
     float result;
     std::memcpy(&result, &bits, sizeof result);
     return result;
+  }
+  // x 2^n, n whole and not below -150: in two factors, so that a subnormal result is rounded once.
+  static F32 Scale(F32 x, F32 n) {
+    const F32 half = Round(Mul(n, Set(0.5f)));
+    return Mul(Mul(x, PowerOfTwo(half)), PowerOfTwo(Sub(n, half)));
   }
 
   static float Sum(F32 a) { return a; }

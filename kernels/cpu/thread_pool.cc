@@ -26,7 +26,7 @@ bool SpinUntil(Ready ready) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : unclaimed_(num_threads) {
   PL_CHECK(num_threads >= 1);
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { WorkerLoop(i); });
 }
@@ -49,7 +49,10 @@ void ThreadPool::Run(int64_t num_tasks, TaskFn fn, const void* context) {
   num_tasks_ = num_tasks;
   num_done_.store(0, std::memory_order_relaxed);
   const uint64_t loop = loop_.load(std::memory_order_relaxed) + uint64_t{1};
-  unclaimed_.store(loop << 32 | static_cast<uint64_t>(num_tasks), std::memory_order_release);
+  for (int i = 0; i < num_threads(); ++i) {
+    const auto share = static_cast<uint64_t>(EndOfShare(i) - EndOfShare(i - 1));
+    unclaimed_[i].count.store(loop << 32 | share, std::memory_order_release);
+  }
   // A thread counts itself asleep before it looks at loop_ for the last time, so one of the two
   // sees the other.
   loop_.store(static_cast<uint32_t>(loop), std::memory_order_seq_cst);
@@ -66,15 +69,26 @@ void ThreadPool::Run(int64_t num_tasks, TaskFn fn, const void* context) {
   caller_sleeps_.store(false, std::memory_order_relaxed);
 }
 
+// Tasks [EndOfShare(i - 1), EndOfShare(i)) are thread i's to take first.
+int64_t ThreadPool::EndOfShare(int thread) const { return num_tasks_ * (thread + 1) / num_threads(); }
+
+bool ThreadPool::RunOneTask(int thread) {
+  for (int i = 0; i < num_threads(); ++i) {
+    if (RunTaskOf((thread + i) % num_threads(), thread)) return true;
+  }
+  return false;
+}
+
 // A thread that comes late finds nothing to claim and has touched nothing of the loop: the caller
 // waits for tasks, not for threads.
-bool ThreadPool::RunOneTask(int thread) {
-  uint64_t unclaimed = unclaimed_.load(std::memory_order_acquire);
+bool ThreadPool::RunTaskOf(int share, int thread) {
+  std::atomic<uint64_t>& count = unclaimed_[share].count;
+  uint64_t unclaimed = count.load(std::memory_order_acquire);
   do {
     if (static_cast<uint32_t>(unclaimed) == 0) return false;
-  } while (!unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel));
+  } while (!count.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel));
   const int64_t num_tasks = num_tasks_;
-  fn_(context_, num_tasks - static_cast<uint32_t>(unclaimed), thread);
+  fn_(context_, EndOfShare(share) - static_cast<uint32_t>(unclaimed), thread);
   const uint32_t done = num_done_.fetch_add(1, std::memory_order_seq_cst) + 1;
   if (done == num_tasks && caller_sleeps_.load(std::memory_order_seq_cst)) num_done_.notify_one();
   return true;

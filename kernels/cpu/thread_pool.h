@@ -20,11 +20,14 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
   ~ThreadPool();
 
-  int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+  int num_threads() const { return static_cast<int>(unclaimed_.size()); }
 
-  // Calls fn(int64_t task, int thread) for every task in [0, num_tasks), handed out in ascending
-  // order, and returns when all have returned. thread in [0, num_threads()) names the thread's
-  // scratch memory; which thread runs which task is chance, so results must not depend on it.
+  // Calls fn(int64_t task, int thread) for every task in [0, num_tasks) and returns when all have
+  // returned. Thread i begins with the i-th even share of the tasks, in ascending order, so that
+  // ops which cut the same rows into tasks find them in the caches of the core that made them; a
+  // thread without tasks of its own helps the others. thread in [0, num_threads()) names the
+  // thread's scratch memory; which thread runs which task is chance, so results must not depend on
+  // it.
   template <typename Fn>
   void ParallelFor(int64_t num_tasks, Fn&& fn) {
     using Plain = std::remove_reference_t<Fn>;
@@ -41,6 +44,8 @@ class ThreadPool {
 
   void Run(int64_t num_tasks, TaskFn fn, const void* context);
   bool RunOneTask(int thread);
+  bool RunTaskOf(int share, int thread);
+  int64_t EndOfShare(int thread) const;
   void WorkerLoop(int thread);
 
   // Of the current loop; written while no task is left to claim, read after claiming one.
@@ -48,7 +53,10 @@ class ThreadPool {
   const void* context_ = nullptr;
   int64_t num_tasks_ = 0;
 
-  std::atomic<uint64_t> unclaimed_{0};  // loop number << 32 | tasks not yet claimed
+  struct alignas(64) Unclaimed {
+    std::atomic<uint64_t> count{0};  // loop number << 32 | tasks not yet claimed
+  };
+  std::vector<Unclaimed> unclaimed_;  // by share
   std::atomic<uint32_t> num_done_{0};
   std::atomic<uint32_t> loop_{0};  // counts loops; sleepers wait for it to change
   std::atomic<int> num_sleepers_{0};

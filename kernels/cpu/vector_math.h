@@ -7,8 +7,7 @@
 namespace plumbline {
 
 // e^x, at most 1 ulp off; 0 below about -104, infinity above about 88.7, NaN for NaN.
-// Cephes' scheme: x = n ln 2 + r with |r| <= ln(2)/2, a polynomial in r, then 2^n in two factors so
-// that subnormal results round once.
+// Cephes' scheme: x = n ln 2 + r with |r| <= ln(2)/2, a polynomial in r, then times 2^n, rounded once.
 template <typename V>
 __attribute__((always_inline)) inline typename V::F32 Exp(typename V::F32 x) {
   using F32 = typename V::F32;
@@ -23,8 +22,7 @@ __attribute__((always_inline)) inline typename V::F32 Exp(typename V::F32 x) {
   p = V::MulAdd(p, r, V::Set(1.6666665459e-1f));
   p = V::MulAdd(p, r, V::Set(5.0000001201e-1f));
   p = V::Add(V::MulAdd(V::Mul(r, r), p, r), V::Set(1.0f));
-  const F32 half = V::Round(V::Mul(n, V::Set(0.5f)));
-  return V::Mul(V::Mul(p, V::PowerOfTwo(half)), V::PowerOfTwo(V::Sub(n, half)));
+  return V::Scale(p, n);
 }
 
 // 1 / (1 + e^-x).

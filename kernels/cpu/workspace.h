@@ -21,7 +21,7 @@ class Workspace {
   T* Get(size_t num_elements) {
     if (num_elements * sizeof(T) > num_bytes_) {
       // Large ones on huge pages: kernels walk them in strides.
-      const size_t alignment = num_elements * sizeof(T) < kHugePage ? 64 : kHugePage;
+      const size_t alignment = num_elements * sizeof(T) < kHugePage / 16 ? 64 : kHugePage;
       num_bytes_ = (num_elements * sizeof(T) + alignment - 1) / alignment * alignment;
       data_.reset();
       data_.reset(std::aligned_alloc(alignment, num_bytes_));

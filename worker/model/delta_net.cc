@@ -47,24 +47,23 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
                        .x = activations.normed,
                        .weight = projection_.packed(),
                        .shape = projection_.shape});
-  context.ops->CausalConv(
-      {.out = conv,
-       .state = cache.conv.View(context.act, {num_slots, channels, local_.conv_width - 1}),
-       .x = projection,
-       .weight = conv_.View(DType::kF32, {channels, local_.conv_width}),
-       .sequences = batch.sequences});
-  context.ops->GatedDeltaNet(
-      {.out = mixed,
-       .state = cache.recurrent.View(DType::kF32, {num_slots, heads, local_.key_dim, local_.value_dim}),
-       .conv = conv,
-       .projection = projection,
-       .a_log = a_log_.View(DType::kF32, {heads}),
-       .dt_bias = dt_bias_.View(DType::kF32, {heads}),
-       .norm = norm_.View(DType::kF32, {local_.value_dim}),
-       .sequences = batch.sequences,
-       .num_key_heads = local_.num_key_heads,
-       .eps = eps_,
-       .activation = local_.sigmoid_gate ? GateActivation::kSigmoid : GateActivation::kSilu});
+  context.ops->ConvGatedDeltaNet(
+      {.conv = {.out = conv,
+                .state = cache.conv.View(context.act, {num_slots, channels, local_.conv_width - 1}),
+                .x = projection,
+                .weight = conv_.View(DType::kF32, {channels, local_.conv_width}),
+                .sequences = batch.sequences},
+       .delta = {.out = mixed,
+                 .state = cache.recurrent.View(DType::kF32, {num_slots, heads, local_.key_dim, local_.value_dim}),
+                 .conv = conv,
+                 .projection = projection,
+                 .a_log = a_log_.View(DType::kF32, {heads}),
+                 .dt_bias = dt_bias_.View(DType::kF32, {heads}),
+                 .norm = norm_.View(DType::kF32, {local_.value_dim}),
+                 .sequences = batch.sequences,
+                 .num_key_heads = local_.num_key_heads,
+                 .eps = eps_,
+                 .activation = local_.sigmoid_gate ? GateActivation::kSigmoid : GateActivation::kSilu}});
   context.ops->Linear({.out = out, .x = mixed, .weight = out_.packed(), .shape = out_.shape});
 }
 
