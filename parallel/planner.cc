@@ -69,7 +69,7 @@ int64_t ActivationBytes(const ModelConfig& config, const ShardPlan& plan, int st
                         const CacheLimits& limits, DType act_type) {
   const int64_t f32 = sizeof(float), act = static_cast<int64_t>(SizeOf(act_type));
   const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp;
-  int64_t bytes = 0, scratch = 0;
+  int64_t bytes = 0, scratch = RoundUp(rows * config.hidden * f32, 64);  // rows gathered for the logits
   bytes += rows * config.hidden * f32;                          // the residual stream
   bytes += rows * config.hidden * act;                          // its norm
   bytes += rows * config.hidden * f32 * (tp > 1 ? tp + 2 : 1);  // partials: own, all, a slice

@@ -47,6 +47,11 @@ struct SequencePlan {
   // tokens. Alternatives as num_top_logprobs says (none when negative).
   std::vector<int32_t> targets;
   bool return_logits = false;        // f32 logits of every row, for audits
+
+  // Whether anything is asked of the logits after tokens[i].
+  bool WantsLogits(size_t i) const {
+    return return_logits || (draw_token && i + 1 == tokens.size()) || (!targets.empty() && targets[i] >= 0);
+  }
 };
 
 struct StepPlan {

@@ -8,7 +8,7 @@
 namespace plumbline {
 namespace {
 
-inline constexpr int kRowsAhead = 2;
+inline constexpr int kRowsAhead = 8;
 
 template <typename Simd, typename T>
 void ConvKernel(const ConvTask& task) {

@@ -86,7 +86,7 @@ BatchBuilder::BatchBuilder(Device& device, const BatchLimits& limits, int64_t ro
   const int64_t rows = limits.max_step_tokens, sequences = limits.max_sequences;
   // A rectangular table: every sequence could have the longest context.
   max_table_ints_ = sequences * ((limits.max_positions + kBlockTokens - 1) / kBlockTokens);
-  for (Buffer* buffer : {&tokens_, &positions_, &kv_slots_}) *buffer = device.Allocate(rows * 4);
+  for (Buffer* buffer : {&tokens_, &positions_, &kv_slots_, &wanted_rows_}) *buffer = device.Allocate(rows * 4);
   for (Buffer* buffer : {&cos_, &sin_}) {
     *buffer = device.Allocate(std::max<int64_t>(rows * rotary_dim / 2 * 4, 4));
   }
@@ -108,7 +108,7 @@ Batch BatchBuilder::Build(const StepPlan& plan) {
   for (const SequencePlan& sequence : plan.sequences) {
     max_blocks = std::max(max_blocks, sequence.block_table.size());
   }
-  std::vector<int32_t> tokens, positions, kv_slots, row_begin = {0}, start, num_prompt_rows, state_slot;
+  std::vector<int32_t> tokens, positions, kv_slots, wanted_rows, row_begin = {0}, start, num_prompt_rows, state_slot;
   std::vector<int32_t> block_table(num_sequences * max_blocks, 0);
   for (int64_t s = 0; s < num_sequences; ++s) {
     const SequencePlan& sequence = plan.sequences[s];
@@ -116,6 +116,7 @@ Batch BatchBuilder::Build(const StepPlan& plan) {
               block_table.begin() + s * max_blocks);
     for (size_t i = 0; i < sequence.tokens.size(); ++i) {
       const int32_t position = sequence.start + static_cast<int32_t>(i);
+      if (sequence.WantsLogits(i)) wanted_rows.push_back(static_cast<int32_t>(tokens.size()));
       tokens.push_back(sequence.tokens[i]);
       positions.push_back(position);
       kv_slots.push_back(sequence.block_table[position / kBlockTokens] * kBlockTokens +
@@ -140,6 +141,7 @@ Batch BatchBuilder::Build(const StepPlan& plan) {
                     .block_table = UploadInts(block_table_, block_table,
                                               {num_sequences, static_cast<int64_t>(max_blocks)}),
                     .state_slot = UploadInts(state_slot_, state_slot, {num_sequences})},
+      .wanted_rows = UploadInts(wanted_rows_, wanted_rows, {static_cast<int64_t>(wanted_rows.size())}),
   };
 }
 

@@ -28,6 +28,7 @@ struct Batch {
   Tensor cos;        // [T, rotary_dim / 2] f32
   Tensor sin;        // [T, rotary_dim / 2] f32
   SequenceRows sequences;
+  Tensor wanted_rows;  // [R] i32: rows whose logits the plan wants, ascending
 };
 
 // INVALID_ARGUMENT naming sequence and field when a plan does not fit the limits or contradicts itself.
@@ -45,7 +46,7 @@ class BatchBuilder {
 
   Device& device_;
   int64_t rotary_dim_;
-  Buffer tokens_, positions_, kv_slots_, cos_, sin_;
+  Buffer tokens_, positions_, kv_slots_, wanted_rows_, cos_, sin_;
   Buffer row_begin_, start_, num_prompt_rows_, block_table_, state_slot_;
   int64_t max_table_ints_;
 };

@@ -6,6 +6,26 @@
 #include "proto/status.h"
 
 namespace plumbline {
+namespace {
+
+// Drops the rows of h that are not wanted.
+void KeepWantedRows(const Context& context, const Batch& batch, Activations& activations) {
+  const int64_t num_wanted = batch.wanted_rows.dim(0);
+  if (num_wanted == batch.num_rows) return;
+  context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
+  activations.partials = {};
+  const Tensor kept = activations.h.Rows(0, num_wanted);
+  if (num_wanted > 0) {
+    activations.scratch->Reset();
+    Tensor gathered = activations.scratch->Take(DType::kF32, kept.shape());
+    context.ops->Embed({.out = gathered, .tokens = batch.wanted_rows, .table = activations.h});
+    context.device->Copy(kept, gathered);
+  }
+  activations.h = kept;
+  activations.normed = activations.normed.Rows(0, num_wanted);
+}
+
+}  // namespace
 
 absl::StatusOr<DecoderLayer> DecoderLayer::Load(const ModelConfig& config, const ShardPlan& plan,
                                                 int64_t index, WeightLoader& loader) {
@@ -41,8 +61,9 @@ void DecoderLayer::AddAndNorm(const Context& context, const Buffer& weight,
 }
 
 absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, const SequenceCache& cache,
-                                   Activations& activations) const {
-  const int64_t rows = batch.num_rows, hidden = activations.h.dim(1);
+                                   MlpRows mlp_rows, Activations& activations) const {
+  int64_t rows = batch.num_rows;
+  const int64_t hidden = activations.h.dim(1);
   activations.scratch->Reset();
   AddAndNorm(context, input_norm_, activations);
   Tensor mixed = context.exchange->Local(rows, hidden);
@@ -54,6 +75,9 @@ absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, c
   }
   PL_ASSIGN_OR_RETURN(activations.partials, context.exchange->Exchange(rows, hidden));
 
+  if (mlp_rows == MlpRows::kWanted) KeepWantedRows(context, batch, activations);
+  rows = activations.h.dim(0);
+  if (rows == 0) return absl::OkStatus();
   activations.scratch->Reset();
   AddAndNorm(context, post_mixer_norm_, activations);
   mlp_->Forward(context, activations, context.exchange->Local(rows, hidden));
@@ -63,7 +87,7 @@ absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, c
 
 int64_t DecoderLayer::ScratchBytes(const ModelConfig& config, const ShardPlan& plan, int64_t rows,
                                    DType act) {
-  int64_t bytes = 0;
+  int64_t bytes = Scratch::BytesOf(DType::kF32, rows * config.hidden);  // KeepWantedRows
   for (const LayerConfig& layer : config.layers) {
     bytes = std::max(bytes, layer.mixer == MixerKind::kAttention
                                 ? Attention::ScratchBytes(config, plan, rows, act)

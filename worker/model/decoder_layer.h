@@ -17,8 +17,10 @@ class DecoderLayer {
   static absl::StatusOr<DecoderLayer> Load(const ModelConfig& config, const ShardPlan& plan, int64_t index,
                                            WeightLoader& loader);
 
-  // The transport's error when an exchange fails.
-  absl::Status Forward(const Context& context, const Batch& batch, const SequenceCache& cache,
+  // Which rows go through the MLP: after the last layer only those are looked at whose logits are wanted.
+  enum class MlpRows { kAll, kWanted };
+  // The transport's error when an exchange fails. With kWanted activations hold the batch's wanted rows afterwards.
+  absl::Status Forward(const Context& context, const Batch& batch, const SequenceCache& cache, MlpRows mlp_rows,
                        Activations& activations) const;
 
   // Of what one layer takes between two resets of the scratch, whichever kinds the model has.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "proto/status.h"
@@ -77,17 +78,14 @@ int64_t Head::BufferBytes(const ModelConfig& config, const ShardPlan& plan, DTyp
 
 std::vector<Head::WantedRow> Head::WantedRows(const StepPlan& plan) {
   std::vector<WantedRow> wanted;
-  int32_t row = 0;
   for (size_t s = 0; s < plan.sequences.size(); ++s) {
     const SequencePlan& sequence = plan.sequences[s];
-    for (size_t i = 0; i < sequence.tokens.size(); ++i, ++row) {
-      const bool last = i + 1 == sequence.tokens.size();
-      const WantedRow candidate = {.row = row,
-                                   .sequence = s,
-                                   .draw = last && sequence.draw_token,
-                                   .target = sequence.targets.empty() ? -1 : sequence.targets[i],
-                                   .keep_logits = sequence.return_logits};
-      if (candidate.draw || candidate.target >= 0 || candidate.keep_logits) wanted.push_back(candidate);
+    for (size_t i = 0; i < sequence.tokens.size(); ++i) {
+      if (!sequence.WantsLogits(i)) continue;
+      wanted.push_back({.sequence = s,
+                        .draw = sequence.draw_token && i + 1 == sequence.tokens.size(),
+                        .target = sequence.targets.empty() ? -1 : sequence.targets[i],
+                        .keep_logits = sequence.return_logits});
     }
   }
   return wanted;
@@ -102,7 +100,8 @@ absl::StatusOr<std::vector<SequenceResult>> Head::Forward(const Context& context
   for (size_t begin = 0; begin < wanted.size(); begin += kHeadRows) {
     const size_t end = std::min(wanted.size(), begin + static_cast<size_t>(kHeadRows));
     const std::vector<WantedRow> rows(wanted.begin() + begin, wanted.begin() + end);
-    PL_ASSIGN_OR_RETURN(Tensor logits, LogitsOf(context, tp_group, rows, h));
+    PL_ASSIGN_OR_RETURN(Tensor logits, LogitsOf(context, tp_group, h, static_cast<int64_t>(begin),
+                                                static_cast<int64_t>(rows.size())));
     if (!reports) continue;
     KeepLogits(context, rows, logits, results);
     DrawTokens(context, plan, rows, logits, results);
@@ -111,11 +110,11 @@ absl::StatusOr<std::vector<SequenceResult>> Head::Forward(const Context& context
   return results;
 }
 
-absl::StatusOr<Tensor> Head::LogitsOf(const Context& context, Communicator& tp_group,
-                                      const std::vector<WantedRow>& rows, Tensor h) {
-  const int64_t count = static_cast<int64_t>(rows.size()), local = head_.shape.n;
-  std::vector<int32_t> indexes;
-  for (const WantedRow& row : rows) indexes.push_back(row.row);
+absl::StatusOr<Tensor> Head::LogitsOf(const Context& context, Communicator& tp_group, Tensor h, int64_t first,
+                                      int64_t count) {
+  const int64_t local = head_.shape.n;
+  std::vector<int32_t> indexes(count);
+  std::iota(indexes.begin(), indexes.end(), static_cast<int32_t>(first));
   Tensor row_indexes = rows_.View(DType::kI32, {count});
   context.device->Upload(row_indexes, indexes.data());
   Tensor normed = normed_.View(context.act, {count, hidden_});

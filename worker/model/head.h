@@ -22,7 +22,7 @@ class Head {
   static absl::StatusOr<Head> Load(const ModelConfig& config, const ShardPlan& plan, Device& device,
                                    DType act, WeightLoader& loader);
 
-  // Fills in the results of the plan's sequences from h [T, D] (all partials added). Every rank of the stage takes part;
+  // Fills in the results of the plan's sequences from h [R, D]: the wanted rows (batch.h), all partials added. Every rank of the stage takes part;
   // only tp index 0 gets results, the others get an empty list.
   absl::StatusOr<std::vector<SequenceResult>> Forward(const Context& context, Communicator& tp_group,
                                                       const StepPlan& plan, Tensor h);
@@ -32,7 +32,6 @@ class Head {
  private:
   // One row whose logits are wanted.
   struct WantedRow {
-    int32_t row = 0;             // of the step
     size_t sequence = 0;         // of the plan
     bool draw = false;           // draw a token here
     int32_t target = -1;         // score this token here
@@ -40,8 +39,9 @@ class Head {
   };
   static std::vector<WantedRow> WantedRows(const StepPlan& plan);
 
-  absl::StatusOr<Tensor> LogitsOf(const Context& context, Communicator& tp_group,
-                                  const std::vector<WantedRow>& rows, Tensor h);
+  // Of rows [first, first + count) of h.
+  absl::StatusOr<Tensor> LogitsOf(const Context& context, Communicator& tp_group, Tensor h, int64_t first,
+                                  int64_t count);
   void KeepLogits(const Context& context, const std::vector<WantedRow>& rows, Tensor logits,
                   std::vector<SequenceResult>& results) const;
   void DrawTokens(const Context& context, const StepPlan& plan, const std::vector<WantedRow>& rows,

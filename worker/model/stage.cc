@@ -114,9 +114,14 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
                              .scratch = &scratch_};
   PL_RETURN_IF_ERROR(Begin(batch, activations));
   for (const DecoderLayer& layer : layers_) {
-    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_, activations));
+    const bool is_last = head_ != nullptr && &layer == &layers_.back();
+    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_,
+                                     is_last ? DecoderLayer::MlpRows::kWanted : DecoderLayer::MlpRows::kAll,
+                                     activations));
   }
-  context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
+  if (!activations.partials.empty()) {
+    context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
+  }
   StepResult result = {.epoch = plan.epoch, .step = plan.step};
   if (head_ == nullptr) {
     PL_RETURN_IF_ERROR(links_.pp->Send(activations.h, stage_index_ + 1));
