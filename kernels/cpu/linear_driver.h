@@ -1,41 +1,13 @@
-// What Linear, GatedLinear and MoeMlp share: activation panels, and products of row tiles with
-// blocks of columns.
+// What Linear, GatedLinear, QkvLinear and MoeMlp share: products of rows with blocks of columns.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cpu/activation_panel.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/linear_layout.h"
-#include "kernels/cpu/thread_pool.h"
-#include "kernels/cpu/workspace.h"
 
 namespace plumbline {
-
-// Rows of x in a kernel's PanelFormat, every leaf padded with zeros as in the weight.
-struct Panel {
-  const std::byte* data = nullptr;
-  int64_t num_rows = 0;
-  int64_t row_bytes = 0;  // x itself, for a kernel that reads rows; 0: packed
-};
-
-inline int64_t PanelBytes(const PanelFormat& format, const LinearLayout& layout, int64_t num_rows) {
-  return num_rows * layout.padded_k() * static_cast<int64_t>(SizeOf(format.dtype));
-}
-
-struct PackPanelArgs {
-  std::byte* out;          // [PanelBytes]
-  ConstTensor x;           // [*, k] bf16 | f16 | f32
-  const int32_t* row_ids;  // [num_rows] rows of x to take, or null: rows [0, num_rows)
-  int64_t num_rows;
-};
-void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& layout,
-               const PackPanelArgs& args);
-// x as a kernel wants it: x itself where it already lies so, or where a packed copy would not stay in the cache; else
-// packed into the workspace.
-Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format, const LinearLayout& layout,
-                   ConstTensor x);
-// PackPanel on the calling thread.
-void PackPanel(const PanelFormat& format, const LinearLayout& layout, const PackPanelArgs& args);
 
 // A rectangle of the product: a range of row tiles times a range of column blocks.
 struct ProductTile {

@@ -8,7 +8,7 @@
 
 namespace plumbline {
 
-// Rows of activations in the form a kernel reads: every leaf in chunks of about chunk_k (ChunkK in linear_driver.h), a
+// Rows of activations in the form a kernel reads: every leaf in chunks of about chunk_k (activation_panel.h), a
 // chunk in tiles of tile_rows rows (the last may have fewer), a tile as [k / k_group][rows][k_group] elements.
 struct PanelFormat {
   int tile_rows;
