@@ -63,9 +63,11 @@ class HostDevice final : public Device {
     used_ += RoundUp(num_bytes, kPage);
     return {this, data, num_bytes};
   }
-  void Upload(Tensor to, const void* from) override { std::memcpy(to.raw(), from, to.num_bytes()); }
+  void Upload(Tensor to, const void* from) override {
+    if (to.num_bytes() > 0) std::memcpy(to.raw(), from, to.num_bytes());
+  }
   void Download(void* to, ConstTensor from) override {
-    std::memcpy(to, from.raw(), from.num_bytes());
+    if (from.num_bytes() > 0) std::memcpy(to, from.raw(), from.num_bytes());
   }
   void Copy(Tensor to, ConstTensor from) override {
     PL_CHECK(to.num_bytes() == from.num_bytes());

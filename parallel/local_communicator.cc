@@ -79,7 +79,7 @@ class LocalGroup {
     PL_CHECK_MSG(channel.post.num_bytes == data.num_bytes(), "Send and Recv differ in size");
     channel.state = Channel::kTaking;
     lock.unlock();
-    std::memcpy(data.raw(), channel.post.data, data.num_bytes());
+    if (data.num_bytes() > 0) std::memcpy(data.raw(), channel.post.data, data.num_bytes());
     lock.lock();
     channel.state = Channel::kTaken;
     channel.changed.notify_all();
