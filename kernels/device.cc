@@ -2,10 +2,12 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <vector>
 
 namespace plumbline {
 
@@ -40,27 +42,33 @@ Tensor Buffer::View(DType dtype, Shape shape) const {
 namespace {
 
 constexpr size_t kSmallBytes = 64 << 10, kPage = 4096, kHugePage = size_t{2} << 20;
-constexpr size_t kReservedBytes = size_t{1} << 40;  // of addresses; memory is taken when it is touched
+constexpr size_t kRegionBytes = size_t{1} << 30;  // of addresses; memory is taken when it is touched
 
-// Buffers lie side by side in one reservation of addresses, so that nearly all of them is on huge pages, whatever their
-// sizes. Addresses are not used twice. Small buffers come from the heap.
+size_t RoundUp(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Buffers lie side by side in regions of addresses, so that nearly all of them is on huge pages, whatever their sizes.
+// Addresses are not used twice. Small buffers come from the heap.
 class HostDevice final : public Device {
  public:
   ~HostDevice() override {
-    if (reserved_ != nullptr) munmap(reserved_, kReservedBytes);
+    for (const Region& region : regions_) munmap(region.begin, region.num_bytes);
   }
 
   Buffer Allocate(size_t num_bytes) override {
     if (num_bytes == 0) return {};
     if (num_bytes < kSmallBytes) {
-      void* data = std::aligned_alloc(64, (num_bytes + 63) / 64 * 64);
+      void* data = std::aligned_alloc(64, RoundUp(num_bytes, 64));
       if (data != nullptr) std::memset(data, 0, num_bytes);
       return {this, data, num_bytes};
     }
     const std::lock_guard lock(mutex_);
-    if (!Reserve() || num_bytes > kReservedBytes - used_ - kPage) return {};
-    std::byte* data = reserved_ + used_;
-    used_ += RoundUp(num_bytes, kPage);
+    const size_t size = RoundUp(num_bytes, kPage);
+    if (regions_.empty() || size > regions_.back().num_bytes - regions_.back().used) {
+      if (!AddRegion(std::max(size + kHugePage, kRegionBytes))) return {};
+    }
+    Region& region = regions_.back();
+    std::byte* data = region.begin + region.used;
+    region.used += size;
     return {this, data, num_bytes};
   }
   void Upload(Tensor to, const void* from) override {
@@ -78,15 +86,17 @@ class HostDevice final : public Device {
   std::string Name() const override { return "cpu"; }
 
  private:
-  static size_t RoundUp(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+  struct Region {
+    std::byte* begin;
+    size_t num_bytes, used;
+  };
 
-  bool Reserve() {
-    if (reserved_ != nullptr) return true;
-    void* data = mmap(nullptr, kReservedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  bool AddRegion(size_t num_bytes) {
+    void* data = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data == MAP_FAILED) return false;
-    madvise(data, kReservedBytes, MADV_HUGEPAGE);
-    reserved_ = static_cast<std::byte*>(data);
-    used_ = RoundUp(reinterpret_cast<uintptr_t>(data), kHugePage) - reinterpret_cast<uintptr_t>(data);
+    madvise(data, num_bytes, MADV_HUGEPAGE);
+    const auto address = reinterpret_cast<uintptr_t>(data);
+    regions_.push_back({static_cast<std::byte*>(data), num_bytes, RoundUp(address, kHugePage) - address});
     return true;
   }
   void Free(void* data, size_t num_bytes) override {
@@ -98,8 +108,7 @@ class HostDevice final : public Device {
   }
 
   std::mutex mutex_;
-  std::byte* reserved_ = nullptr;
-  size_t used_ = 0;
+  std::vector<Region> regions_;
 };
 
 }  // namespace
