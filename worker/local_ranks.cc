@@ -2,11 +2,12 @@
 
 #include <condition_variable>
 #include <deque>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "parallel/communicator.h"
 #include "proto/status.h"
 #include "worker/model/stage.h"
@@ -177,14 +178,9 @@ absl::StatusOr<std::unique_ptr<LocalRanks>> LocalRanks::Start(Options options) {
 }
 
 absl::StatusOr<StepResult> LocalRanks::Run(StepPlan plan) {
-  absl::Notification finished;
-  absl::StatusOr<StepResult> outcome = absl::UnknownError("not run");
-  Submit(std::move(plan), [&](absl::StatusOr<StepResult> result) {
-    outcome = std::move(result);
-    finished.Notify();
-  });
-  finished.WaitForNotification();
-  return outcome;
+  const auto outcome = std::make_shared<std::promise<absl::StatusOr<StepResult>>>();
+  Submit(std::move(plan), [outcome](absl::StatusOr<StepResult> result) { outcome->set_value(std::move(result)); });
+  return outcome->get_future().get();
 }
 
 }  // namespace plumbline
