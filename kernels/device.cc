@@ -92,7 +92,7 @@ class HostDevice final : public Device {
   };
 
   bool AddRegion(size_t num_bytes) {
-    void* data = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* data = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) return false;
     madvise(data, num_bytes, MADV_HUGEPAGE);
     const auto address = reinterpret_cast<uintptr_t>(data);

@@ -59,7 +59,8 @@ struct StoreArgs {
   int64_t out_stride;  // elements from row to row
   DType out_dtype;     // f32 unless gated
   const float* bias;   // [num_columns] or null
-  bool streamed = false;  // past the caches; store() only, 32 columns, rows aligned to 64 bytes
+  // Past the caches; store() only, 32 columns, rows aligned to 64 bytes. The locked operation that ends a task orders it.
+  bool streamed = false;
 };
 
 struct LinearTable {
