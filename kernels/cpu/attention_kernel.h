@@ -128,20 +128,32 @@ struct SegmentSum {
 template <typename Simd, typename Products>
 SegmentSum SoftmaxRow(const AttentionScratch& s, int row, int limit, int num_keys, float scale) {
   const float* scores = s.scores + row * s.score_stride();
-  auto largest = Simd::Set(-INFINITY);
-  for (int key = 0; key < limit; key += 16) {
+  const int whole = limit / 32 * 32;  // keys in groups that count as a whole
+  auto largest = Simd::Set(-INFINITY), largest_odd = largest;
+  for (int key = 0; key < whole; key += 32) {
+    largest = Simd::Max(largest, Simd::Load(scores + key));
+    largest_odd = Simd::Max(largest_odd, Simd::Load(scores + key + 16));
+  }
+  largest = Simd::Max(largest, largest_odd);
+  for (int key = whole; key < limit; key += 16) {
     largest = Simd::Max(largest, Simd::FirstN(Simd::Load(scores + key), Least(16, limit - key), -INFINITY));
   }
   const float max = Simd::MaxOf(largest) * scale;
   const auto maxes = Simd::Set(max), scales = Simd::Set(scale);
   const auto weights_of = [&](int key) __attribute__((always_inline)) {
-    if (key >= limit) return Simd::Zero();
-    const auto p = Simd::Exp(Simd::Sub(Simd::Mul(Simd::Load(scores + key), scales), maxes));
-    return Simd::FirstN(p, Least(16, limit - key), 0.0f);
+    return Simd::Exp(Simd::Sub(Simd::Mul(Simd::Load(scores + key), scales), maxes));
+  };
+  const auto first_weights_of = [&](int key) __attribute__((always_inline)) {
+    return key < limit ? Simd::FirstN(weights_of(key), Least(16, limit - key), 0.0f) : Simd::Zero();
   };
   typename Simd::F sum = Simd::Zero();
-  for (int key = 0; key < num_keys; key += 32) {
+  for (int key = 0; key < whole; key += 32) {
     const auto p0 = weights_of(key), p1 = weights_of(key + 16);
+    sum = Simd::Add(Simd::Add(sum, p0), p1);
+    Products::StoreWeights(s, row, key, p0, p1);
+  }
+  for (int key = whole; key < num_keys; key += 32) {
+    const auto p0 = first_weights_of(key), p1 = first_weights_of(key + 16);
     sum = Simd::Add(Simd::Add(sum, p0), p1);
     Products::StoreWeights(s, row, key, p0, p1);
   }
