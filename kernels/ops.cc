@@ -31,7 +31,8 @@ void CheckSequences(const SequenceRows& sequences) {
 void CheckLinear(const LinearArgs& args, int64_t packed_bytes) {
   const int64_t rows = args.x.dim(0);
   PL_CHECK(!args.shape.gated);
-  CheckTensor(args.out, DType::kF32, {rows, args.shape.n});
+  CheckTensor(args.out, DType::kF32, {rows, args.shape.n - args.num_rounded()});
+  CheckOptional(args.rounded, args.shape.dtype, {rows, args.num_rounded()});
   CheckTensor(args.x, args.shape.dtype, {rows, args.shape.k});
   CheckTensor(args.weight, DType::kU8, {packed_bytes});
   CheckOptional(args.bias, DType::kF32, {args.shape.n});
@@ -57,10 +58,10 @@ void CheckQkNormRope(const QkNormRopeArgs& args) {
 void CheckCausalConv(const CausalConvArgs& args) {
   PL_CHECK(args.state.shape().rank == 3 && IsAct(args.state.dtype()));
   const int64_t rows = args.out.dim(0), channels = args.out.dim(1), width = args.weight.dim(1);
-  PL_CHECK(width >= 2 && args.x.dim(1) >= channels);
+  PL_CHECK(width >= 2);
   CheckTensor(args.out, DType::kF32, {rows, channels});
   CheckTensor(args.state, args.state.dtype(), {args.state.dim(0), channels, width - 1});
-  CheckTensor(args.x, DType::kF32, {rows, args.x.dim(1)});
+  CheckTensor(args.x, args.state.dtype(), {rows, channels});
   CheckTensor(args.weight, DType::kF32, {channels, width});
   CheckSequences(args.sequences);
 }
@@ -74,7 +75,7 @@ void CheckGatedDeltaNet(const GatedDeltaNetArgs& args) {
   CheckTensor(args.out, args.out.dtype(), {rows, heads * value_dim});
   CheckTensor(args.state, DType::kF32, {args.state.dim(0), heads, key_dim, value_dim});
   CheckTensor(args.conv, DType::kF32, {rows, channels});
-  CheckTensor(args.projection, DType::kF32, {rows, channels + heads * value_dim + 2 * heads});
+  CheckTensor(args.gates, DType::kF32, {rows, heads * value_dim + 2 * heads});
   CheckTensor(args.a_log, DType::kF32, {heads});
   CheckTensor(args.dt_bias, DType::kF32, {heads});
   CheckTensor(args.norm, DType::kF32, {value_dim});
@@ -210,7 +211,7 @@ void Ops::GatedDeltaNet(const GatedDeltaNetArgs& args) {
 void Ops::ConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args) {
   CheckCausalConv(args.conv);
   CheckGatedDeltaNet(args.delta);
-  PL_CHECK(args.delta.conv.raw() == args.conv.out.raw() && args.delta.projection.raw() == args.conv.x.raw());
+  PL_CHECK(args.delta.conv.raw() == args.conv.out.raw());
   if (args.delta.out.dim(0) > 0) DoConvGatedDeltaNet(args);
 }
 

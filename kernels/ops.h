@@ -57,12 +57,14 @@ struct PackLinearArgs {
 
 // out = x W^T (+ bias, after the root of the tree).
 struct LinearArgs {
-  Tensor out;              // [M, n] f32
+  Tensor out;              // [M, n - R] f32: the columns from R on
   ConstTensor x;           // [M, k] act = shape.dtype
   ConstTensor weight;      // [PackedBytes(shape)] u8
   LinearShape shape;
   ConstTensor bias;        // [n] f32, or empty
-  auto tensors() { return std::tie(out, x, weight, bias); }
+  Tensor rounded;          // [M, R] act: the first R columns, rounded; or empty, R = 0
+  int64_t num_rounded() const { return rounded.empty() ? 0 : rounded.dim(1); }
+  auto tensors() { return std::tie(out, x, weight, bias, rounded); }
 };
 
 // out = silu(x Wg^T) * (x Wu^T): f32 up to the product, then rounded once to act.
@@ -193,12 +195,12 @@ struct AttentionArgs {
 // ---- gated delta net (arXiv:2412.06464) ---------------------------------------------------------------------------
 
 // Depthwise causal convolution with SiLU: out[t, c] = silu(sum_j weight[c, j] * u[t - W + 1 + j, c]), summed in ascending
-// j, where u are x's first C columns rounded to state's dtype, preceded by state (zeros when the sequence starts at 0).
-// state keeps the last W - 1 inputs of each sequence, oldest first.
+// j, where u is x preceded by state (zeros when the sequence starts at 0). state keeps the last W - 1 inputs of each
+// sequence, oldest first.
 struct CausalConvArgs {
   Tensor out;              // [T, C] f32
   Tensor state;            // [num_slots, C, W - 1] act, in place
-  ConstTensor x;           // [T, >= C] f32
+  ConstTensor x;           // [T, C] act
   ConstTensor weight;      // [C, W] f32
   SequenceRows sequences;
   auto tensors() { return std::tie(out, state, x, weight); }
@@ -216,7 +218,7 @@ struct GatedDeltaNetArgs {
   Tensor out;              // [T, Hv * Q] act
   Tensor state;            // [num_slots, Hv, P, Q] f32, in place
   ConstTensor conv;        // [T, C] f32: q heads | k heads | v heads, from CausalConv
-  ConstTensor projection;  // [T, C + Hv*Q + 2*Hv] f32: columns from C on: z | b | a
+  ConstTensor gates;       // [T, Hv*Q + 2*Hv] f32: z | b | a
   ConstTensor a_log;       // [Hv] f32
   ConstTensor dt_bias;     // [Hv] f32
   ConstTensor norm;        // [Q] f32
@@ -224,10 +226,10 @@ struct GatedDeltaNetArgs {
   int64_t num_key_heads = 0;
   float eps = 0;
   GateActivation activation = GateActivation::kSilu;
-  auto tensors() { return std::tie(out, state, conv, projection, a_log, dt_bias, norm); }
+  auto tensors() { return std::tie(out, state, conv, gates, a_log, dt_bias, norm); }
 };
 
-// CausalConv, then GatedDeltaNet of what it gave: delta.conv is conv.out, undefined afterwards; delta.projection is conv.x.
+// CausalConv, then GatedDeltaNet of what it gave: delta.conv is conv.out, undefined afterwards.
 struct ConvGatedDeltaNetArgs {
   CausalConvArgs conv;
   GatedDeltaNetArgs delta;

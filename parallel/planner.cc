@@ -49,9 +49,10 @@ int64_t ScratchBytes(const ModelConfig& config, const ShardPlan& plan, const Lay
     const GatedDeltaNetConfig& net = config.delta_net;
     const int64_t heads = plan.LocalHeads(net.num_value_heads), values = heads * net.value_dim;
     const int64_t channels = net.conv_channels() / plan.mesh().tp;
-    mixer += tensor(rows * (channels + values + 2 * heads) * f32);  // q k v | z | b | a
-    mixer += tensor(rows * channels * f32);                         // convolution output
-    mixer += tensor(rows * values * act);                           // gated norm output
+    mixer += tensor(rows * channels * act);              // q | k | v
+    mixer += tensor(rows * (values + 2 * heads) * f32);  // z | b | a
+    mixer += tensor(rows * channels * f32);              // convolution output
+    mixer += tensor(rows * values * act);                // gated norm output
   }
   if (layer.moe) {
     feed_forward += tensor(rows * config.moe.num_experts * f32);        // router logits

@@ -11,7 +11,7 @@ struct Geometry {
   int64_t key_heads, value_heads, key_dim, value_dim;
   GateActivation activation = GateActivation::kSilu;
   int64_t channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
-  int64_t width() const { return channels() + value_heads * value_dim + 2 * value_heads; }
+  int64_t gates() const { return value_heads * value_dim + 2 * value_heads; }
 };
 
 // What a run of several steps leaves: rows by (sequence, position), states by sequence.
@@ -37,7 +37,7 @@ class World {
     Random random(11);
     for (int s = 0; s < num_sequences; ++s) {
       conv_.push_back(random.Tensor(DType::kF32, {length, geometry.channels()}));
-      projection_.push_back(random.Tensor(DType::kF32, {length, geometry.width()}));
+      gates_.push_back(random.Tensor(DType::kF32, {length, geometry.gates()}));
     }
     a_log_ = random.Tensor(DType::kF32, {geometry.value_heads}, 1.5, -1);  // decays from 0.99 to e^-20 and below
     dt_bias_ = random.Tensor(DType::kF32, {geometry.value_heads}, 0.5, -1);
@@ -49,10 +49,10 @@ class World {
                    uint32_t slot_seed = 1) const {
     const int64_t heads = geometry_.value_heads, columns = heads * geometry_.value_dim;
     HostTensor state(DType::kF32, {num_sequences_ + 2, heads, geometry_.key_dim, geometry_.value_dim});
-    return Run(steps, slot_seed, columns, state, [&](const StepRows& rows, const HostTensor& conv,
-                                                     const HostTensor& projection) {
+    return Run(steps, slot_seed, columns, state, [&](const StepRows& rows, const std::vector<StepPart>& parts) {
+      const HostTensor conv = Gather(conv_, parts), gates = Gather(gates_, parts);
       HostTensor out(dtype, {conv.shape[0], columns});
-      backend.ops->GatedDeltaNet({.out = out, .state = state, .conv = conv, .projection = projection, .a_log = a_log_,
+      backend.ops->GatedDeltaNet({.out = out, .state = state, .conv = conv, .gates = gates, .a_log = a_log_,
                                   .dt_bias = dt_bias_, .norm = norm_, .sequences = rows.view(),
                                   .num_key_heads = geometry_.key_heads, .eps = 1e-6f,
                                   .activation = geometry_.activation});
@@ -63,11 +63,14 @@ class World {
   Outcome Conv(Backend& backend, DType dtype, const std::vector<std::vector<StepPart>>& steps,
                uint32_t slot_seed = 1) const {
     HostTensor state(dtype, {num_sequences_ + 2, geometry_.channels(), 3});
-    return Run(steps, slot_seed, geometry_.channels(), state, [&](const StepRows& rows, const HostTensor&,
-                                                                  const HostTensor& projection) {
-      HostTensor out(DType::kF32, {projection.shape[0], geometry_.channels()});
-      backend.ops->CausalConv({.out = out, .state = state, .x = projection, .weight = conv_weight_,
-                               .sequences = rows.view()});
+    Random random(12);
+    std::vector<HostTensor> inputs;
+    for (const HostTensor& sequence : conv_) inputs.push_back(random.Tensor(dtype, sequence.shape));
+    return Run(steps, slot_seed, geometry_.channels(), state, [&](const StepRows& rows,
+                                                                  const std::vector<StepPart>& parts) {
+      const HostTensor x = Gather(inputs, parts);
+      HostTensor out(DType::kF32, x.shape);
+      backend.ops->CausalConv({.out = out, .state = state, .x = x, .weight = conv_weight_, .sequences = rows.view()});
       return out;
     });
   }
@@ -80,18 +83,8 @@ class World {
     const std::vector<int32_t> slots = Random(slot_seed).Permutation(num_sequences_ + 2);
     Outcome outcome;
     for (const std::vector<StepPart>& parts : steps) {
-      int64_t num_rows = 0, row = 0;
-      for (const StepPart& part : parts) num_rows += part.num_rows;
-      HostTensor conv(DType::kF32, {num_rows, geometry_.channels()});
-      HostTensor projection(DType::kF32, {num_rows, geometry_.width()});
-      for (const StepPart& part : parts) {
-        for (int i = 0; i < part.num_rows; ++i, ++row) {
-          CopyRow(conv_[part.sequence], part.start + i, conv, row);
-          CopyRow(projection_[part.sequence], part.start + i, projection, row);
-        }
-      }
-      const HostTensor out = op(StepRows(parts, {}, slots), conv, projection);
-      row = 0;
+      const HostTensor out = op(StepRows(parts, {}, slots), parts);
+      int64_t row = 0;
       for (const StepPart& part : parts) {
         for (int i = 0; i < part.num_rows; ++i) {
           outcome.rows[{part.sequence, part.start + i}] = out.Row(row++, columns);
@@ -104,14 +97,24 @@ class World {
     }
     return outcome;
   }
-  static void CopyRow(const HostTensor& from, int64_t from_row, HostTensor& to, int64_t to_row) {
-    const size_t bytes = from.shape[1] * sizeof(float);
-    std::memcpy(to.bytes.data() + to_row * bytes, from.bytes.data() + from_row * bytes, bytes);
+  // The rows of a step, each from its sequence's tensor.
+  static HostTensor Gather(const std::vector<HostTensor>& sequences, const std::vector<StepPart>& parts) {
+    int64_t num_rows = 0;
+    for (const StepPart& part : parts) num_rows += part.num_rows;
+    HostTensor gathered(sequences[0].dtype, {num_rows, sequences[0].shape[1]});
+    const size_t row_bytes = gathered.bytes.size() / num_rows;
+    uint8_t* to = gathered.bytes.data();
+    for (const StepPart& part : parts) {
+      const uint8_t* from = sequences[part.sequence].bytes.data() + part.start * row_bytes;
+      std::memcpy(to, from, part.num_rows * row_bytes);
+      to += part.num_rows * row_bytes;
+    }
+    return gathered;
   }
 
   Geometry geometry_;
   int num_sequences_;
-  std::vector<HostTensor> conv_, projection_;
+  std::vector<HostTensor> conv_, gates_;
   HostTensor a_log_, dt_bias_, norm_, conv_weight_;
 };
 
@@ -199,7 +202,7 @@ TEST_P(DeltaNetTest, ConvEqualsReferenceWithinRounding) {
     const World world(geometry, 4, 140);
     for (DType dtype : kActTypes) {
       const Outcome expected = world.Conv(reference, dtype, kMixedSteps), actual = world.Conv(backend, dtype, kMixedSteps);
-      EXPECT_EQ(actual.states, expected.states) << "inputs in the state are rounded, nothing else";
+      EXPECT_EQ(actual.states, expected.states) << "the state holds inputs";
       ExpectNear(actual.Flat(), expected.Flat(), {1e-6, 16 * 6 * 0x1p-24}, GetParam() + " " + NameOf(dtype));
     }
   }

@@ -72,7 +72,7 @@ TEST_P(FusedOps, QkvLinearEqualsLinearAndQkNormRope) {
 struct Channels {
   int64_t key_heads, value_heads, key_dim, value_dim;
   int64_t convolved() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
-  int64_t columns() const { return convolved() + value_heads * (value_dim + 2); }
+  int64_t gates() const { return value_heads * (value_dim + 2); }
 };
 
 // Rows and both states after two steps of three sequences, one of them longer than what is taken at a time.
@@ -93,11 +93,12 @@ std::vector<float> RunDeltaNet(Backend& backend, const Channels& channels, DType
     int64_t num_rows = 0;
     for (const StepPart& part : parts) num_rows += part.num_rows;
     const StepRows rows(parts, {}, {2, 0, 1});
-    const HostTensor projection = random.Tensor(DType::kF32, {num_rows, channels.columns()});
+    const HostTensor qkv = random.Tensor(dtype, {num_rows, channels.convolved()});
+    const HostTensor gates = random.Tensor(DType::kF32, {num_rows, channels.gates()});
     HostTensor convolved(DType::kF32, {num_rows, channels.convolved()}), out(dtype, {num_rows, columns});
-    const CausalConvArgs conv = {.out = convolved, .state = conv_state, .x = projection, .weight = weight,
+    const CausalConvArgs conv = {.out = convolved, .state = conv_state, .x = qkv, .weight = weight,
                                  .sequences = rows.view()};
-    const GatedDeltaNetArgs delta = {.out = out, .state = state, .conv = convolved, .projection = projection,
+    const GatedDeltaNetArgs delta = {.out = out, .state = state, .conv = convolved, .gates = gates,
                                      .a_log = a_log, .dt_bias = dt_bias, .norm = norm, .sequences = rows.view(),
                                      .num_key_heads = channels.key_heads, .eps = 1e-6f};
     if (fused) {

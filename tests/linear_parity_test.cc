@@ -47,6 +47,30 @@ TEST_P(LinearParity, LinearEqualsFloat64WithinRounding) {
   }
 }
 
+TEST_P(LinearParity, RoundedColumnsAreTheOthersRounded) {
+  const LinearShape shape = {.n = 203, .k = 96, .dtype = dtype()};
+  LinearCase linear = MakeCase(backend_, shape, {RandomMatrix(dtype(), shape.n, shape.k, 1)});
+  for (int64_t n = 0; n < shape.n; ++n) linear.bias.push_back(0.25f * n);
+  for (int64_t rows : kRowCounts) {
+    const Matrix x = RandomMatrix(dtype(), rows, shape.k, 2);
+    const std::vector<float> whole = linear.Run(x);
+    for (int64_t num_rounded : {1, 32, 45, 160, 192, 202}) {
+      Matrix rounded(dtype(), rows, num_rounded);
+      const std::vector<float> others = linear.Run(x, &rounded);
+      for (int64_t i = 0; i < rows * shape.n; ++i) {
+        const int64_t row = i / shape.n, column = i % shape.n;
+        if (column < num_rounded) {
+          Matrix expected(dtype(), 1, 1);
+          expected.Set(0, whole[i]);
+          ASSERT_EQ(rounded.values[row * num_rounded + column], expected.values[0]) << num_rounded << " at " << i;
+        } else {
+          ASSERT_EQ(others[row * (shape.n - num_rounded) + column - num_rounded], whole[i]) << num_rounded << " at " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(LinearParity, GatedLinearEqualsFloat64WithinRounding) {
   for (LinearShape shape :
        {LinearShape{.n = 64, .k = 96, .gated = true}, LinearShape{.n = 74, .k = 100, .gated = true},

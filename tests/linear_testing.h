@@ -60,6 +60,14 @@ struct Matrix {
     }
   }
   ConstTensor view() const { return {bytes.data(), dtype, {rows, columns}}; }
+  // The values of bytes that an op has written.
+  void ReadValues() {
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      values[i] = dtype == DType::kBf16  ? ToFloat(reinterpret_cast<const Bf16*>(bytes.data())[i])
+                  : dtype == DType::kF16 ? ToFloat(reinterpret_cast<const F16*>(bytes.data())[i])
+                                         : reinterpret_cast<const float*>(bytes.data())[i];
+    }
+  }
   Matrix Rows(int64_t first, int64_t count) const {
     Matrix part(dtype, count, columns);
     const size_t row_bytes = columns * SizeOf(dtype);
@@ -126,14 +134,17 @@ struct LinearCase {
   Buffer packed;
   std::vector<float> bias = {};
 
-  std::vector<float> Run(const Matrix& x) const {
-    std::vector<float> out(x.rows * shape.n, NAN);
+  std::vector<float> Run(const Matrix& x, Matrix* rounded = nullptr) const {
+    const int64_t columns = shape.n - (rounded ? rounded->columns : 0);
+    std::vector<float> out(x.rows * columns, NAN);
     backend.ops->Linear(
-        {.out = Tensor(out.data(), DType::kF32, {x.rows, shape.n}),
+        {.out = Tensor(out.data(), DType::kF32, {x.rows, columns}),
          .x = x.view(),
          .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
          .shape = shape,
-         .bias = bias.empty() ? ConstTensor() : ConstTensor(bias.data(), DType::kF32, {shape.n})});
+         .bias = bias.empty() ? ConstTensor() : ConstTensor(bias.data(), DType::kF32, {shape.n}),
+         .rounded = rounded ? Tensor(rounded->bytes.data(), shape.dtype, {x.rows, rounded->columns}) : Tensor()});
+    if (rounded) rounded->ReadValues();
     return out;
   }
   Matrix RunGated(const Matrix& x) const {
@@ -142,12 +153,7 @@ struct LinearCase {
                               .x = x.view(),
                               .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
                               .shape = shape});
-    for (int64_t i = 0; i < out.rows * out.columns; ++i) {
-      out.values[i] =
-          shape.dtype == DType::kBf16  ? ToFloat(reinterpret_cast<const Bf16*>(out.bytes.data())[i])
-          : shape.dtype == DType::kF16 ? ToFloat(reinterpret_cast<const F16*>(out.bytes.data())[i])
-                                       : reinterpret_cast<const float*>(out.bytes.data())[i];
-    }
+    out.ReadValues();
     return out;
   }
 };

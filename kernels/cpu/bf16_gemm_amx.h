@@ -65,15 +65,14 @@ struct AmxBf16 {
     for (int l = 0; l < g.k; l += 32) {
       const uint16_t* a = g.a + row * g.a_stride + l;
       LoadB<kWide>(g.b + panel + 8 * l, g.b_panel);
+      if (rest.a != nullptr) {
+        LoadA<kTall>(rest.a + row * g.a_stride + l, g.a_stride);
+        Products<kTall, kWide>();
+      }
       LoadA<kTall>(a, g.a_stride);
       Products<kTall, kWide>();
       if (rest.b != nullptr) {
         LoadB<kWide>(rest.b + panel + 8 * l, g.b_panel);
-        Products<kTall, kWide>();
-        LoadB<kWide>(g.b + panel + 8 * l, g.b_panel);
-      }
-      if (rest.a != nullptr) {
-        LoadA<kTall>(rest.a + row * g.a_stride + l, g.a_stride);
         Products<kTall, kWide>();
       }
     }

@@ -10,16 +10,19 @@ namespace {
 std::byte* At(const Tensor& tensor, int64_t element) {
   return static_cast<std::byte*>(tensor.raw()) + element * static_cast<int64_t>(SizeOf(tensor.dtype()));
 }
+const std::byte* At(const ConstTensor& tensor, int64_t element) {
+  return static_cast<const std::byte*>(tensor.raw()) + element * static_cast<int64_t>(SizeOf(tensor.dtype()));
+}
 
 // Channels [channel, channel + num_channels) of sequence s; out is the caller's.
 ConvTask TaskOfChannels(const CausalConvArgs& args, int64_t s, int64_t channel, int64_t num_channels) {
-  const int64_t channels = args.state.dim(1), width = args.weight.dim(1), x_stride = args.x.dim(1);
+  const int64_t channels = args.state.dim(1), width = args.weight.dim(1);
   const int32_t* row_begin = args.sequences.row_begin.as<int32_t>();
   const int64_t slot = args.sequences.state_slot.as<int32_t>()[s];
   return {.state = At(args.state, (slot * channels + channel) * (width - 1)),
-          .state_bytes = static_cast<int>(SizeOf(args.state.dtype())),
-          .x = args.x.as<float>() + row_begin[s] * x_stride + channel,
-          .x_stride = x_stride,
+          .act_bytes = static_cast<int>(SizeOf(args.state.dtype())),
+          .x = At(args.x, row_begin[s] * channels + channel),
+          .x_stride = channels,
           .weight = args.weight.as<float>() + channel * width,
           .num_channels = static_cast<int>(num_channels),
           .width = static_cast<int>(width),
@@ -45,8 +48,8 @@ class DeltaNetHeads {
     const int64_t head = key_head * group;
     const int64_t t = args_.sequences.row_begin.as<int32_t>()[s];
     const int64_t slot = args_.sequences.state_slot.as<int32_t>()[s];
-    const int64_t projection_stride = args_.projection.dim(1);
-    const float* z = args_.projection.as<float>() + t * projection_stride + args_.conv.dim(1);
+    const int64_t gates_stride = args_.gates.dim(1);
+    const float* z = args_.gates.as<float>() + t * gates_stride;
     return {.out = At(args_.out, (t * num_heads + head) * value_dim),
             .out_stride = num_heads * value_dim,
             .out_bytes = static_cast<int>(SizeOf(args_.out.dtype())),
@@ -54,7 +57,7 @@ class DeltaNetHeads {
             .z = z + head * value_dim,
             .b = z + num_heads * value_dim + head,
             .a = z + num_heads * value_dim + num_heads + head,
-            .projection_stride = projection_stride,
+            .gates_stride = gates_stride,
             .a_log = args_.a_log.as<float>() + head,
             .dt_bias = args_.dt_bias.as<float>() + head,
             .norm = args_.norm.as<float>(),
@@ -76,9 +79,9 @@ class DeltaNetHeads {
 // Rows [first, first + count) of a task.
 DeltaNetTask RowsOf(DeltaNetTask task, int64_t first, int64_t count) {
   task.out = static_cast<std::byte*>(task.out) + first * task.out_stride * task.out_bytes;
-  task.z += first * task.projection_stride;
-  task.b += first * task.projection_stride;
-  task.a += first * task.projection_stride;
+  task.z += first * task.gates_stride;
+  task.b += first * task.gates_stride;
+  task.a += first * task.gates_stride;
   task.num_prompt_rows = std::clamp<int64_t>(task.num_prompt_rows - first, 0, count);
   task.num_rows = count;
   task.fresh = task.fresh && first == 0;
@@ -88,8 +91,9 @@ DeltaNetTask RowsOf(DeltaNetTask task, int64_t first, int64_t count) {
 // The same of a convolution, in pieces of as many channels as its kernel takes.
 void ConvolveRows(void (*kernel)(const ConvTask& task), ConvTask task, int64_t first, int64_t count, float* out,
                   int64_t out_stride) {
-  const int64_t act_bytes = task.state_bytes;
-  task.x += first * task.x_stride;
+  const int64_t act_bytes = task.act_bytes;
+  const auto skip = [&](int64_t elements) { task.x = static_cast<const std::byte*>(task.x) + elements * act_bytes; };
+  skip(first * task.x_stride);
   task.num_rows = count;
   task.fresh = task.fresh && first == 0;
   task.out_stride = out_stride;
@@ -98,7 +102,7 @@ void ConvolveRows(void (*kernel)(const ConvTask& task), ConvTask task, int64_t f
     task.num_channels = std::min(kMaxConvChannels, num_channels - channel);
     task.out = out + channel;
     kernel(task);
-    task.x += kMaxConvChannels;
+    skip(kMaxConvChannels);
     task.weight += static_cast<int64_t>(kMaxConvChannels) * task.width;
     task.state = static_cast<std::byte*>(task.state) + kMaxConvChannels * (task.width - 1) * act_bytes;
   }

@@ -32,7 +32,7 @@ struct AmxChunkProducts {
       };
       take(q, kChunk * keys);
       take(k, kChunk * keys);
-      take(k_transposed, padded_keys * kChunk);
+      take(k_transposed, int64_t{keys} * kChunk);
       take(weights, kChunk * kChunk);
       take(k_panels, kChunk * keys);
       take(state_panels, keys * values);
@@ -41,7 +41,7 @@ struct AmxChunkProducts {
     }
     int keys, padded_keys, values;            // padded P (to 32 and 16) and Q
     Split<uint16_t> q, k;                     // [kChunk, keys]
-    Split<uint16_t> k_transposed;             // [padded_keys, kChunk]
+    Split<uint16_t> k_transposed;             // [keys, kChunk]
     Split<uint16_t> weights;                  // [kChunk, kChunk]
     Split<uint32_t> k_panels;                 // K^T in panels of 16 rows of K
     Split<uint32_t> state_panels, x_panels;   // S and x in panels of 16 columns
@@ -58,19 +58,25 @@ struct AmxChunkProducts {
   static void Begin() { AmxBf16::Begin(); }
   static void End() { AmxBf16::End(); }
 
-  static void KeyProducts(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count) {
     const Scratch split = Behind(task, s);
-    const int rows = RoundUp(count, 16), columns = RoundUp(task.key_dim, 16);
+    const int rows = RoundUp(count, 16);
+    const float scale = 1.0f / sqrtf(static_cast<float>(task.key_dim));
     for (int i = 0; i < rows; ++i) {
-      const int valid = i < count ? columns : 0;
-      SplitRow(split.q, i * split.keys, s.q + i * s.key_stride, valid, split.keys);
-      SplitRow(split.k, i * split.keys, s.k + i * s.key_stride, valid, split.keys);
+      const int64_t row = i * split.keys;
+      if (i < count) {
+        L2Normalize<Simd>(task.q + (first + i) * task.conv_stride, task.key_dim, scale,
+                          [&](int p, __m512 lanes) { SplitLanes(split.q, row + p, lanes); });
+        L2Normalize<Simd>(task.k + (first + i) * task.conv_stride, task.key_dim, 1.0f,
+                          [&](int p, __m512 lanes) { SplitLanes(split.k, row + p, lanes); });
+      }
+      for (int p = i < count ? RoundUp(task.key_dim, 16) : 0; p < split.keys; p += 16) {
+        SplitLanes(split.q, row + p, _mm512_setzero_ps());
+        SplitLanes(split.k, row + p, _mm512_setzero_ps());
+      }
     }
-    for (int p = 0; p < split.padded_keys; ++p) {
-      SplitRow(split.k_transposed, p * kChunk, s.k_transposed + p * kChunkStride, rows, RoundUp(count, 32));
-    }
-    Transpose(split.k_panels.high, split.k.high, rows, split.keys);
-    Transpose(split.k_panels.low, split.k.low, rows, split.keys);
+    TransposeKeys({split.k.high, split.k_panels.high, split.k_transposed.high}, split.keys, rows);
+    TransposeKeys({split.k.low, split.k_panels.low, split.k_transposed.low}, split.keys, rows);
     for (const bool is_key : {true, false}) {
       const Split<uint16_t>& a = is_key ? split.k : split.q;
       AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.k_panels.high, .b_panel = 8 * split.keys,
@@ -119,14 +125,16 @@ struct AmxChunkProducts {
   }
 
  private:
+  static void SplitLanes(const Split<uint16_t>& split, int64_t to, __m512 lanes) {
+    const __m256i high = (__m256i)_mm512_cvtneps_pbh(lanes);
+    const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(lanes, Widen(high)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.high + to), high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.low + to), low);
+  }
   // Row `to` of a split matrix: `valid` elements of x, zeros up to `padded`; both multiples of 16.
   static void SplitRow(const Split<uint16_t>& split, int64_t to, const float* x, int valid, int padded) {
     for (int i = 0; i < padded; i += 16) {
-      const __m512 value = i < valid ? _mm512_loadu_ps(x + i) : _mm512_setzero_ps();
-      const __m256i high = (__m256i)_mm512_cvtneps_pbh(value);
-      const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(value, Widen(high)));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.high + to + i), high);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.low + to + i), low);
+      SplitLanes(split, to + i, i < valid ? _mm512_loadu_ps(x + i) : _mm512_setzero_ps());
     }
   }
   // Panels (Bf16Gemm::b) of a matrix: `valid` rows of x, zeros up to `padded` rows.
@@ -151,16 +159,36 @@ struct AmxChunkProducts {
       }
     }
   }
-  // Panels of the transpose of a bf16 matrix [rows, columns].
-  static void Transpose(uint32_t* panels, const uint16_t* x, int rows, int columns) {
+  // Rows of k [rows, keys] as panels of K^T, and K^T, zero up to a multiple of 32 columns. keys: a multiple of 32.
+  struct KeyForms {
+    const uint16_t* k;
+    uint32_t* panels;
+    uint16_t* transposed;
+  };
+  static void TransposeKeys(const KeyForms& forms, int keys, int rows) {
+    const int panel = 8 * keys;
     for (int i = 0; i < rows; i += 16) {
-      for (int l = 0; l < columns; l += 32) {
+      for (int l = 0; l < keys; l += 32) {
         __m512 lanes[16];
 #pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) lanes[j] = _mm512_loadu_ps(x + (i + j) * columns + l);
+        for (int j = 0; j < 16; ++j) lanes[j] = _mm512_loadu_ps(forms.k + (i + j) * keys + l);
         Simd::Transpose(lanes);
 #pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) _mm512_storeu_ps(panels + i * columns / 2 + (l / 2 + j) * 16, lanes[j]);
+        for (int j = 0; j < 16; ++j) _mm512_storeu_ps(forms.panels + i / 16 * panel + (l / 2 + j) * 16, lanes[j]);
+      }
+    }
+    // Of 32 dwords in two vectors, the lower halves or the upper.
+    alignas(64) static constexpr uint16_t kLower[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                                        32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+    const __m512i lower = _mm512_load_si512(kLower), upper = _mm512_add_epi16(lower, _mm512_set1_epi16(1));
+    for (int i = 0; i < rows; i += 32) {
+      const uint32_t* pairs = forms.panels + i / 16 * panel;
+      for (int l = 0; l < keys / 2; ++l) {
+        const __m512i left = _mm512_loadu_si512(pairs + 16 * l);
+        const __m512i right = i + 16 < rows ? _mm512_loadu_si512(pairs + panel + 16 * l) : _mm512_setzero_si512();
+        uint16_t* to = forms.transposed + 2 * l * kChunk + i;
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(left, lower, right));
+        _mm512_storeu_si512(to + kChunk, _mm512_permutex2var_epi16(left, upper, right));
       }
     }
   }

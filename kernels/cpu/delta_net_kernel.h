@@ -20,29 +20,6 @@ inline void PrefetchRows(const float* x, int64_t stride, int rows, int columns) 
   }
 }
 
-// What the value heads of the chunk share: q, k and k transposed (zero up to the padding).
-template <typename Simd>
-void PrepareChunk(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count) {
-  const int dim = task.key_dim, padded = RoundUp(dim, 16);
-  const float scale = 1.0f / sqrtf(static_cast<float>(dim));
-  for (int i = 0; i < count; ++i) {
-    L2Normalize<Simd>(s.q + i * s.key_stride, task.q + (first + i) * task.conv_stride, dim, scale);
-    L2Normalize<Simd>(s.k + i * s.key_stride, task.k + (first + i) * task.conv_stride, dim, 1.0f);
-  }
-  for (int i = 0; i < count; i += 16) {
-    for (int p = 0; p < padded; p += 16) {
-      typename Simd::F lanes[16];
-#pragma GCC unroll 16
-      for (int j = 0; j < 16; ++j) {
-        lanes[j] = i + j < count ? Simd::Load(s.k + (i + j) * s.key_stride + p) : Simd::Zero();
-      }
-      Simd::Transpose(lanes);
-#pragma GCC unroll 16
-      for (int j = 0; j < 16; ++j) Simd::Store(s.k_transposed + (p + j) * kChunkStride + i, lanes[j]);
-    }
-  }
-}
-
 // weights[i][j] = (beta_i) products[i][j] e^(G_i - G_j) for j < i + diagonal, zero elsewhere in the lower tiles.
 template <typename Simd>
 void DecayedWeights(const DeltaNetScratch& s, const float* products, const float* beta, int count, int diagonal) {
@@ -113,8 +90,27 @@ struct F32ChunkProducts {
   static void Begin() {}
   static void End() {}
 
-  // kk = K K^T, qk = Q K^T, on and below the diagonal.
-  static void KeyProducts(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+  // What the value heads of the chunk share: q, k, k transposed (zero up to the padding); kk = K K^T, qk = Q K^T, on and
+  // below the diagonal.
+  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count) {
+    const int dim = task.key_dim;
+    const float scale = 1.0f / sqrtf(static_cast<float>(dim));
+    for (int i = 0; i < count; ++i) {
+      L2Normalize<Simd>(s.q + i * s.key_stride, task.q + (first + i) * task.conv_stride, dim, scale);
+      L2Normalize<Simd>(s.k + i * s.key_stride, task.k + (first + i) * task.conv_stride, dim, 1.0f);
+    }
+    for (int i = 0; i < count; i += 16) {
+      for (int p = 0; p < RoundUp(dim, 16); p += 16) {
+        typename Simd::F lanes[16];
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) {
+          lanes[j] = i + j < count ? Simd::Load(s.k + (i + j) * s.key_stride + p) : Simd::Zero();
+        }
+        Simd::Transpose(lanes);
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) Simd::Store(s.k_transposed + (p + j) * kChunkStride + i, lanes[j]);
+      }
+    }
     SmallGemm product = {.a = s.k, .a_stride = s.key_stride, .b = s.k_transposed, .b_stride = kChunkStride,
                          .c = s.kk, .c_stride = kChunkStride, .m = count, .n = RoundUp(count, 16),
                          .k = task.key_dim, .c_is_lower = true};
@@ -163,7 +159,7 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
     s.decay[i] = static_cast<float>(decay);
     s.decay_low[i] = static_cast<float>(decay - s.decay[i]);
   }
-  PrefetchRows(task.z + first * task.projection_stride + head * dim, task.projection_stride, count, dim);
+  PrefetchRows(task.z + first * task.gates_stride + head * dim, task.gates_stride, count, dim);
   const float last_decay = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])));
   Products::ReadState(task, s, state, last_decay, count);
   for (int i = 0; i < count; ++i) {
@@ -248,8 +244,7 @@ void PromptRows(const DeltaNetTask& task, const DeltaNetScratch& scratch) {
     for (int h = 0; h < task.num_key_heads; ++h) {
       const DeltaNetTask part = TaskOfKeyHead(task, h);
       const DeltaNetScratch s = scratch_of(h);
-      PrepareChunk<Simd>(part, s, first, count);
-      Products::KeyProducts(part, s, count);
+      Products::Prepare(part, s, first, count);
       for (int head = 0; head < task.group; ++head) ChunkOfHead<Simd, T, Products>(part, s, first, count, head);
     }
   }

@@ -54,13 +54,17 @@ inline int64_t DeltaNetScratchFloats(int key_dim, int value_dim, int num_heads) 
   return DeltaNetScratch(nullptr, key_dim, value_dim, num_heads).num_floats;
 }
 
-// y = x / sqrt(sum x^2 + 1e-6) * scale, zero up to the padding.
-template <typename Simd>
-void L2Normalize(float* y, const float* x, int n, float scale) {
+// x / sqrt(sum x^2 + 1e-6) * scale, zero up to the padding: store(i, lanes) for every 16.
+template <typename Simd, typename Store>
+void L2Normalize(const float* x, int n, float scale, const Store& store) {
   const auto factor = Simd::Set(1.0f / sqrtf(SumOfSquares<Simd>(x, n) + 1e-6f)), scales = Simd::Set(scale);
   for (int i = 0; i < n; i += 16) {
-    Simd::Store(y + i, Simd::Mul(Simd::Mul(Simd::LoadN(x + i, Least(16, n - i)), factor), scales));
+    store(i, Simd::Mul(Simd::Mul(Simd::LoadN(x + i, Least(16, n - i)), factor), scales));
   }
+}
+template <typename Simd>
+void L2Normalize(float* y, const float* x, int n, float scale) {
+  L2Normalize<Simd>(x, n, scale, [y](int i, typename Simd::F lanes) { Simd::Store(y + i, lanes); });
 }
 
 // log(1 + e^x) = max(x, 0) + 2 atanh(t), t = y / (2 + y) <= 1/3, y = e^-|x|; the series of atanh ends below 1e-9.
@@ -81,7 +85,7 @@ template <typename Simd>
 void GatesOfHead(const DeltaNetTask& task, int64_t first, int count, int head, float* log_decay, float* beta) {
   const auto rate = Simd::Exp(Simd::Set(task.a_log[head])), bias = Simd::Set(task.dt_bias[head]);
   for (int i = 0; i < count; ++i) {
-    const int64_t at = (first + i) * task.projection_stride + head;
+    const int64_t at = (first + i) * task.gates_stride + head;
     log_decay[i] = task.a[at];
     beta[i] = task.b[at];
   }
@@ -97,7 +101,7 @@ void GatesOfHead(const DeltaNetTask& task, int64_t first, int count, int head, f
 template <typename Simd, typename T>
 void GatedNorm(const DeltaNetTask& task, int64_t row, int head, const float* o) {
   const int dim = task.value_dim;
-  const float* z = task.z + row * task.projection_stride + head * dim;
+  const float* z = task.z + row * task.gates_stride + head * dim;
   T* out = static_cast<T*>(task.out) + row * task.out_stride + head * dim;
   const auto factor = Simd::Set(1.0f / sqrtf(SumOfSquares<Simd>(o, dim) / static_cast<float>(dim) + task.eps));
   for (int i = 0; i < dim; i += 16) {

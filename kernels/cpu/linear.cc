@@ -29,11 +29,41 @@ namespace {
 
 // An output that the caches will not hold until it is read: written past them, it costs one
 // transfer of memory instead of two.
-constexpr size_t kStreamBytes = size_t{4} << 20;
+constexpr size_t kStreamBytes = size_t{8} << 20;
 
-bool IsStreamed(const Tensor& out) {
-  return out.num_bytes() >= kStreamBytes && reinterpret_cast<uintptr_t>(out.raw()) % 64 == 0 &&
-         out.dim(1) % 16 == 0;
+bool IsStreamed(const LinearArgs& args) {
+  return args.out.num_bytes() >= kStreamBytes && reinterpret_cast<uintptr_t>(args.out.raw()) % 64 == 0 &&
+         args.out.dim(1) % 16 == 0 && args.num_rounded() % kBlockColumns == 0;
+}
+
+// Rows from `row` and columns from `column` of the product to where they belong.
+void StoreLinear(const LinearTable& table, const LinearArgs& args, int64_t row, int64_t column,
+                 const BlockSums& sums, bool streamed) {
+  const int64_t num_rounded = args.num_rounded(), num_others = args.shape.n - num_rounded;
+  const int64_t num_columns = std::min<int64_t>(kBlockColumns, args.shape.n - column);
+  const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>() + column;
+  float* others = args.out.as<float>() + row * num_others + column - num_rounded;
+  StoreArgs store = {.sums = sums.data, .num_rows = sums.num_rows, .bias = bias};
+  if (column >= num_rounded) {
+    store.num_columns = static_cast<int>(num_columns);
+    store.out = others;
+    store.out_stride = num_others;
+    store.out_dtype = DType::kF32;
+    store.streamed = streamed && num_columns == kBlockColumns;
+    return table.store(store);
+  }
+  const int64_t rounded_here = std::min(num_columns, num_rounded - column);
+  store.num_columns = static_cast<int>(rounded_here);
+  store.out = static_cast<std::byte*>(args.rounded.raw()) +
+              (row * num_rounded + column) * static_cast<int64_t>(SizeOf(args.rounded.dtype()));
+  store.out_stride = num_rounded;
+  store.out_dtype = args.rounded.dtype();
+  table.store(store);
+  for (int64_t r = 0; r < sums.num_rows; ++r) {  // of the one block that has both
+    for (int64_t c = rounded_here; c < num_columns; ++c) {
+      others[r * num_others + c] = sums.data[r * kBlockColumns + c] + (bias ? bias[c] : 0.0f);
+    }
+  }
 }
 
 }  // namespace
@@ -44,8 +74,7 @@ void CpuOps::DoLinear(const LinearArgs& args) {
   const LinearLayout layout(args.shape);
   const Panel panel = PreparePanel(pool_, shared_, kernel.format, layout, args.x);
   const ProductGrid grid(kernel, layout, panel.num_rows, pool_.num_threads());
-  const float* bias = args.bias.empty() ? nullptr : args.bias.as<float>();
-  const bool streamed = IsStreamed(args.out);
+  const bool streamed = IsStreamed(args), has_slow_stores = streamed || args.num_rounded() > 0;
   pool_.ParallelFor(grid.num_tasks(), [&](int64_t task, int thread) {
     ProductTile tile{.kernel = kernel,
                      .layout = layout,
@@ -53,18 +82,9 @@ void CpuOps::DoLinear(const LinearArgs& args) {
                      .panel = panel};
     grid.Place(task, tile);
     float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-    MultiplyTree(table, tile, scratch, [&](const BlockSums& sums) {
-      const int64_t column = (tile.first_block + sums.block) * kBlockColumns;
-      const int64_t num_columns = std::min<int64_t>(kBlockColumns, args.shape.n - column);
-      const int64_t row = tile.first_row + sums.first_row;
-      table.store({.sums = sums.data,
-                   .num_rows = sums.num_rows,
-                   .num_columns = static_cast<int>(num_columns),
-                   .out = args.out.as<float>() + row * args.shape.n + column,
-                   .out_stride = args.shape.n,
-                   .out_dtype = DType::kF32,
-                   .bias = bias ? bias + column : nullptr,
-                   .streamed = streamed && num_columns == kBlockColumns});
+    MultiplyTree(table, tile, scratch, has_slow_stores, [&](const BlockSums& sums) {
+      StoreLinear(table, args, tile.first_row + sums.first_row, (tile.first_block + sums.block) * kBlockColumns, sums,
+                  streamed);
     });
   });
 }
@@ -82,7 +102,7 @@ void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
                      .panel = panel};
     grid.Place(task, tile);
     float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-    MultiplyTree(table, tile, scratch, [&](const BlockSums& sums) {
+    MultiplyTree(table, tile, scratch, true, [&](const BlockSums& sums) {
       StoreGated(table, tile, sums, static_cast<std::byte*>(args.out.raw()));
     });
   });

@@ -56,14 +56,46 @@ class Prefetcher {
   int64_t step_bytes_;
 };
 
+// Hands the sums of the tile before to their sink a few rows at a time, between the products of this one: tile products
+// and vector instructions run side by side.
+class PendingTile {
+ public:
+  explicit PendingTile(const TileSink& sink) : sink_(sink) {}
+
+  void Set(int64_t first_row, int num_rows, float* sums, int64_t num_steps) {
+    row_ = first_row;
+    end_ = first_row + num_rows;
+    sums_ = sums;
+    rows_per_step_ = (num_rows + num_steps - 1) / num_steps;
+  }
+  void Step() {
+    if (row_ < end_) Take(rows_per_step_ < end_ - row_ ? rows_per_step_ : end_ - row_);
+  }
+  void Finish() {
+    if (row_ < end_) Take(end_ - row_);
+  }
+
+ private:
+  void Take(int64_t num_rows) {
+    sink_.take(sink_.context, row_, num_rows, sums_);
+    row_ += num_rows;
+    sums_ += num_rows * kBlockColumns;
+  }
+
+  const TileSink& sink_;
+  int64_t row_ = 0, end_ = 0, rows_per_step_ = 0;
+  float* sums_ = nullptr;
+};
+
 // Where the rows of a tile lie: from row to row, and from 32 k to the next.
 struct RowPlaces {
   int64_t row_bytes, step_bytes;
 };
 
 // Up to 16 rows: as fast as the weight arrives from memory.
+template <typename EachStep>
 void MultiplyUpper(const char* x, const RowPlaces& rows, const MultiplyArgs& args, const float* from, float* out,
-                   Prefetcher& prefetcher) {
+                   const EachStep& each_step) {
   const char* weight = static_cast<const char*>(args.weight);
   if (args.accumulate) {
     _tile_loadd(0, from, kOutStride);
@@ -73,7 +105,7 @@ void MultiplyUpper(const char* x, const RowPlaces& rows, const MultiplyArgs& arg
     _tile_zero(1);
   }
   for (int64_t k = 0; k < args.num_k; k += 32, x += rows.step_bytes, weight += kStepBytes) {
-    prefetcher.Step();
+    each_step();
     _tile_loadd(4, x, rows.row_bytes);
     _tile_loadd(6, weight, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -84,8 +116,10 @@ void MultiplyUpper(const char* x, const RowPlaces& rows, const MultiplyArgs& arg
   _tile_stored(1, out + 16, kOutStride);
 }
 
+// Many rows pass for every block: they are loaded with the hint that leaves the weight in the L1 cache.
+template <typename EachStep>
 void MultiplyBoth(const char* x, const RowPlaces& rows, const MultiplyArgs& args, const float* from, float* out,
-                  Prefetcher& prefetcher) {
+                  const EachStep& each_step) {
   const float* from_lower = from + 16 * 32;
   float* lower = out + 16 * 32;
   const char* weight = static_cast<const char*>(args.weight);
@@ -101,13 +135,13 @@ void MultiplyBoth(const char* x, const RowPlaces& rows, const MultiplyArgs& args
     _tile_zero(3);
   }
   for (int64_t k = 0; k < args.num_k; k += 32, x += rows.step_bytes, weight += kStepBytes) {
-    prefetcher.Step();
+    each_step();
     _tile_loadd(6, weight, 64);
-    _tile_loadd(4, x, rows.row_bytes);
+    _tile_stream_loadd(4, x, rows.row_bytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, weight + 1024, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, x + 16 * rows.row_bytes, rows.row_bytes);
+    _tile_stream_loadd(5, x + 16 * rows.row_bytes, rows.row_bytes);
     _tile_dpbf16ps(3, 5, 7);
     _tile_dpbf16ps(2, 5, 6);
   }
@@ -148,11 +182,17 @@ void MultiplyOneRow(const char* x, const RowPlaces& rows, const MultiplyArgs& ar
   _mm512_storeu_ps(out + 16, right);
 }
 
-void Multiply(const MultiplyArgs& args) {
-  alignas(64) float finished[kTileRows * kBlockColumns];
+template <bool kSinkIsSlow>
+void MultiplyRows(const MultiplyArgs& args) {
+  alignas(64) float finished[kSinkIsSlow ? 2 : 1][kTileRows * kBlockColumns];
+  PendingTile pending(args.sink);
   int configured_rows = 0;
   const int64_t num_steps = (args.num_rows + kTileRows - 1) / kTileRows * (args.num_k / 32);
   Prefetcher prefetcher(args.upcoming_weight, num_steps);
+  const auto each_step = [&] {
+    prefetcher.Step();
+    if constexpr (kSinkIsSlow) pending.Step();
+  };
   for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
     const int64_t left = args.num_rows - row;
     const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
@@ -164,25 +204,33 @@ void Multiply(const MultiplyArgs& args) {
     const char* x = static_cast<const char*>(args.panel) + row * (is_packed ? args.num_k * 2 : args.panel_row_bytes);
     const RowPlaces places = {is_packed ? 64 : args.panel_row_bytes, is_packed ? rows * 64 : 64};
     const float* from = args.out + row * kBlockColumns;
-    float* out = args.sink.take ? finished : args.out + row * kBlockColumns;
+    float* out = args.sink.take ? finished[kSinkIsSlow ? row / kTileRows % 2 : 0] : args.out + row * kBlockColumns;
     if (rows == 1) {
       MultiplyOneRow(x, places, args, from, out);
     } else if (rows <= 16) {
-      MultiplyUpper(x, places, args, from, out, prefetcher);
+      MultiplyUpper(x, places, args, from, out, each_step);
     } else {
-      MultiplyBoth(x, places, args, from, out, prefetcher);
+      MultiplyBoth(x, places, args, from, out, each_step);
     }
     if (args.sink.take) {
       asm volatile("" ::: "memory");  // the tile stores do not say that they write memory
-      args.sink.take(args.sink.context, row, rows, out);
+      if constexpr (kSinkIsSlow) {
+        pending.Finish();
+        pending.Set(row, rows, out, args.num_k / 32);
+      } else {
+        args.sink.take(args.sink.context, row, rows, out);
+      }
     }
   }
+  pending.Finish();
   if (configured_rows > 0) _tile_release();
 }
+
+void Multiply(const MultiplyArgs& args) { args.sink.slow ? MultiplyRows<true>(args) : MultiplyRows<false>(args); }
 
 }  // namespace
 
 const LinearKernel kLinearAmxBf16 = {
-    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 256, .dtype = DType::kBf16, .reads_rows = true}, Multiply};
+    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 352, .dtype = DType::kBf16, .reads_rows = true}, Multiply};
 
 }  // namespace plumbline

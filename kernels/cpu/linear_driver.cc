@@ -132,7 +132,7 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
         const LeafEnd end = {table, is_last_leaf ? &sink : nullptr, sums - tile.num_sums(),
                              num_completed, tile.num_sums(), block};
         MultiplyChunk(steps, tile, block, leaf, k, sums,
-                      ends ? TileSink{LeafEnd::Take, &end} : TileSink{});
+                      ends ? TileSink{LeafEnd::Take, &end, is_last_leaf && sink.slow} : TileSink{});
       }
     }
   }

@@ -29,6 +29,8 @@ struct UpcomingBytes {
 struct TileSink {
   void (*take)(const void* context, int64_t first_row, int64_t num_rows, float* sums) = nullptr;
   const void* context = nullptr;
+  // Worth doing between the products of the next tile, a few rows at a time, where products have a unit of their own.
+  bool slow = false;
 };
 
 struct MultiplyArgs {
@@ -57,9 +59,10 @@ struct StoreArgs {
   int num_columns;     // of the output: at most 32, gated at most 16
   void* out;           // first element
   int64_t out_stride;  // elements from row to row
-  DType out_dtype;     // f32 unless gated
+  DType out_dtype;
   const float* bias;   // [num_columns] or null
-  // Past the caches; store() only, 32 columns, rows aligned to 64 bytes. The locked operation that ends a task orders it.
+  // Past the caches; store() of f32 only, 32 columns, rows aligned to 64 bytes. The locked operation that ends a task
+  // orders it.
   bool streamed = false;
 };
 

@@ -95,12 +95,11 @@ struct LinearElementwise {
     if (args.streamed) return StoreStreamed(args);
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
-      float* out = static_cast<float*>(args.out) + r * args.out_stride;
+      const int64_t row = r * args.out_stride;
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Load(sums + i);
-        V::StoreFirst(out + i,
-                      args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
+        StoreLanes(args, row + i, args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
       }
     }
   }
@@ -123,18 +122,21 @@ struct LinearElementwise {
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Mul(Silu<V>(V::Load(sums + i)), V::Load(sums + 16 + i));
-        if (args.out_dtype == DType::kBf16) {
-          V::StoreBf16First(static_cast<uint16_t*>(args.out) + row + i, value, lanes);
-        } else if (args.out_dtype == DType::kF16) {
-          V::StoreF16First(static_cast<uint16_t*>(args.out) + row + i, value, lanes);
-        } else {
-          V::StoreFirst(static_cast<float*>(args.out) + row + i, value, lanes);
-        }
+        StoreLanes(args, row + i, value, lanes);
       }
     }
   }
 
  private:
+  static void StoreLanes(const StoreArgs& args, int64_t element, typename V::F32 value, int lanes) {
+    if (args.out_dtype == DType::kBf16) {
+      V::StoreBf16First(static_cast<uint16_t*>(args.out) + element, value, lanes);
+    } else if (args.out_dtype == DType::kF16) {
+      V::StoreF16First(static_cast<uint16_t*>(args.out) + element, value, lanes);
+    } else {
+      V::StoreFirst(static_cast<float*>(args.out) + element, value, lanes);
+    }
+  }
   static int Lanes(int left) { return left < V::kWidth ? left : V::kWidth; }
 };
 

@@ -63,8 +63,8 @@ struct ConvTask {
   float* out;               // rows out_stride apart
   int64_t out_stride;
   void* state;              // [num_channels, width - 1]
-  int state_bytes;          // of an element
-  const float* x;           // rows x_stride apart
+  int act_bytes;            // of an element of state and x
+  const void* x;            // rows x_stride apart
   int64_t x_stride;
   const float* weight;      // [num_channels, width]
   int num_channels, width;
@@ -85,10 +85,10 @@ struct DeltaNetTask {
   const float* k;           // [key heads, P]
   const float* v;           // [value heads, Q]
   int64_t conv_stride;
-  const float* z;           // rows projection_stride apart: [value heads, Q]
+  const float* z;           // rows gates_stride apart: [value heads, Q]
   const float* b;           // [value heads]
   const float* a;           // [value heads]
-  int64_t projection_stride;
+  int64_t gates_stride;
   const float* a_log;       // [value heads]
   const float* dt_bias;     // [value heads]
   const float* norm;        // [Q]

@@ -10,7 +10,7 @@ namespace plumbline {
 using namespace reference;  // NOLINT
 
 void ReferenceOps::DoCausalConv(const CausalConvArgs& args) {
-  const int64_t channels = args.out.dim(1), width = args.weight.dim(1), stride = args.x.dim(1);
+  const int64_t channels = args.out.dim(1), width = args.weight.dim(1);
   for (int64_t s = 0; s < args.sequences.num_sequences(); ++s) {
     const int64_t begin = args.sequences.row_begin.as<int32_t>()[s];
     const int64_t end = args.sequences.row_begin.as<int32_t>()[s + 1];
@@ -21,7 +21,7 @@ void ReferenceOps::DoCausalConv(const CausalConvArgs& args) {
       std::vector<float> inputs;  // history, then this step's
       for (int64_t j = 0; j < width - 1; ++j) inputs.push_back(fresh ? 0.0f : Load(args.state, state + j));
       for (int64_t t = begin; t < end; ++t) {
-        inputs.push_back(RoundTo(args.state.dtype(), args.x.as<float>()[t * stride + c]));
+        inputs.push_back(Load(args.x, t * channels + c));
         float sum = 0;
         for (int64_t j = 0; j < width; ++j) {
           sum += args.weight.as<float>()[c * width + j] * inputs[t - begin + j];
@@ -64,8 +64,7 @@ class DeltaHead {
     const int64_t heads = args_.state.dim(1), key_width = args_.num_key_heads * key_dim_;
     const int64_t key_head = head_ / (heads / args_.num_key_heads);
     const float* conv = args_.conv.as<float>() + t * args_.conv.dim(1);
-    const float* gates = args_.projection.as<float>() + t * args_.projection.dim(1) +
-                         args_.conv.dim(1) + heads * value_dim_;
+    const float* gates = args_.gates.as<float>() + t * args_.gates.dim(1) + heads * value_dim_;
     HeadRow row;
     row.q = L2Normalized(conv + key_head * key_dim_, key_dim_);
     const float scale = 1.0f / std::sqrt(static_cast<float>(key_dim_));
@@ -154,8 +153,7 @@ class DeltaHead {
 
   void StoreNormed(int64_t t, const std::vector<float>& o) const {
     const int64_t heads = args_.state.dim(1);
-    const float* z = args_.projection.as<float>() + t * args_.projection.dim(1) + args_.conv.dim(1) +
-                     head_ * value_dim_;
+    const float* z = args_.gates.as<float>() + t * args_.gates.dim(1) + head_ * value_dim_;
     float sum = 0;
     for (float value : o) sum += value * value;
     const float scale = 1.0f / std::sqrt(sum / static_cast<float>(value_dim_) + args_.eps);

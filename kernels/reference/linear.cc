@@ -49,14 +49,18 @@ void ReferenceOps::DoPackLinear(const PackLinearArgs& args) {
 void ReferenceOps::DoLinear(const LinearArgs& args) {
   const LinearShape& shape = args.shape;
   const float* weight = reinterpret_cast<const float*>(args.weight.as<uint8_t>());
-  float* out = args.out.as<float>();
+  const int64_t num_rounded = args.num_rounded();
   for (int64_t m = 0; m < args.x.dim(0); ++m) {
     const std::vector<float> x = Floats(args.x, m * shape.k, shape.k);
     for (int64_t n = 0; n < shape.n; ++n) {
       const std::vector<float> leaves = LeafSums(shape, weight + n * shape.k, x.data());
       float sum = TreeOf(leaves.data(), shape.num_leaves, 1);
       if (!args.bias.empty()) sum += args.bias.as<float>()[n];
-      out[m * shape.n + n] = sum;
+      if (n < num_rounded) {
+        Store(args.rounded, m * num_rounded + n, sum);
+      } else {
+        Store(args.out, m * (shape.n - num_rounded) + n - num_rounded, sum);
+      }
     }
   }
 }

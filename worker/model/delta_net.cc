@@ -12,9 +12,8 @@ GatedDeltaNetConfig LocalPart(const ModelConfig& config, const ShardPlan& plan) 
   return local;
 }
 
-int64_t ProjectionWidth(const GatedDeltaNetConfig& local) {
-  return local.conv_channels() + local.num_value_heads * (local.value_dim + 2);
-}
+// z | b | a
+int64_t GatesWidth(const GatedDeltaNetConfig& local) { return local.num_value_heads * (local.value_dim + 2); }
 
 }  // namespace
 
@@ -40,23 +39,25 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
   const int64_t rows = batch.num_rows, channels = local_.conv_channels();
   const int64_t heads = local_.num_value_heads;
   Scratch& scratch = *activations.scratch;
-  Tensor projection = scratch.Take(DType::kF32, {rows, projection_.shape.n});
+  Tensor qkv = scratch.Take(context.act, {rows, channels});
+  Tensor gates = scratch.Take(DType::kF32, {rows, GatesWidth(local_)});
   Tensor conv = scratch.Take(DType::kF32, {rows, channels});
   Tensor mixed = scratch.Take(context.act, {rows, heads * local_.value_dim});
-  context.ops->Linear({.out = projection,
+  context.ops->Linear({.out = gates,
                        .x = activations.normed,
                        .weight = projection_.packed(),
-                       .shape = projection_.shape});
+                       .shape = projection_.shape,
+                       .rounded = qkv});
   context.ops->ConvGatedDeltaNet(
       {.conv = {.out = conv,
                 .state = cache.conv.View(context.act, {num_slots, channels, local_.conv_width - 1}),
-                .x = projection,
+                .x = qkv,
                 .weight = conv_.View(DType::kF32, {channels, local_.conv_width}),
                 .sequences = batch.sequences},
        .delta = {.out = mixed,
                  .state = cache.recurrent.View(DType::kF32, {num_slots, heads, local_.key_dim, local_.value_dim}),
                  .conv = conv,
-                 .projection = projection,
+                 .gates = gates,
                  .a_log = a_log_.View(DType::kF32, {heads}),
                  .dt_bias = dt_bias_.View(DType::kF32, {heads}),
                  .norm = norm_.View(DType::kF32, {local_.value_dim}),
@@ -69,7 +70,8 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
 
 int64_t DeltaNet::ScratchBytes(const ModelConfig& config, const ShardPlan& plan, int64_t rows, DType act) {
   const GatedDeltaNetConfig local = LocalPart(config, plan);
-  return Scratch::BytesOf(DType::kF32, rows * ProjectionWidth(local)) +
+  return Scratch::BytesOf(act, rows * local.conv_channels()) +
+         Scratch::BytesOf(DType::kF32, rows * GatesWidth(local)) +
          Scratch::BytesOf(DType::kF32, rows * local.conv_channels()) +
          Scratch::BytesOf(act, rows * local.num_value_heads * local.value_dim);
 }
