@@ -28,16 +28,19 @@ struct AmxBf16 {
   }
   static void End() { _tile_release(); }
 
-  static void Multiply(const Bf16Gemm& g, const Bf16Rest& rest = {}) {
+  static void Multiply(const Bf16Gemm& g, const Bf16Rest& rest = {}) { Multiply(g, rest, [] {}); }
+  // each_step is called between the products, one or more times for every 32 x 32 elements of C.
+  template <typename EachStep>
+  static void Multiply(const Bf16Gemm& g, const Bf16Rest& rest, const EachStep& each_step) {
     asm volatile("" ::: "memory");  // the tile loads do not say that they read memory
     for (int column = 0; column < g.n; column += 32) {
       const bool wide = column + 32 <= g.n;
       for (int row = 0; row < g.m; row += 32) {
         const bool tall = row + 32 <= g.m;
         if (wide) {
-          tall ? Block<true, true>(g, rest, row, column) : Block<false, true>(g, rest, row, column);
+          tall ? Block<true, true>(g, rest, row, column, each_step) : Block<false, true>(g, rest, row, column, each_step);
         } else {
-          tall ? Block<true, false>(g, rest, row, column) : Block<false, false>(g, rest, row, column);
+          tall ? Block<true, false>(g, rest, row, column, each_step) : Block<false, false>(g, rest, row, column, each_step);
         }
       }
     }
@@ -46,8 +49,8 @@ struct AmxBf16 {
 
  private:
   // Tiles 0..3 sum (row half, column half) 00 01 10 11; 4 and 5 hold A, 6 and 7 hold B.
-  template <bool kTall, bool kWide>
-  static void Block(const Bf16Gemm& g, const Bf16Rest& rest, int row, int column) {
+  template <bool kTall, bool kWide, typename EachStep>
+  static void Block(const Bf16Gemm& g, const Bf16Rest& rest, int row, int column, const EachStep& each_step) {
     float* c = g.c + row * g.c_stride + column;
     const int64_t c_bytes = g.c_stride * 4;
     if (rest.accumulate) {
@@ -64,6 +67,7 @@ struct AmxBf16 {
     const int64_t panel = column / 16 * g.b_panel;
     for (int l = 0; l < g.k; l += 32) {
       const uint16_t* a = g.a + row * g.a_stride + l;
+      each_step();
       LoadB<kWide>(g.b + panel + 8 * l, g.b_panel);
       if (rest.a != nullptr) {
         LoadA<kTall>(rest.a + row * g.a_stride + l, g.a_stride);

@@ -30,7 +30,7 @@ ConvTask TaskOfChannels(const CausalConvArgs& args, int64_t s, int64_t channel, 
           .fresh = args.sequences.start.as<int32_t>()[s] == 0};
 }
 
-// The sizes of a call, and its tasks: some key heads of one sequence with their value heads.
+// The sizes of a call, and its tasks: a key head of one sequence with its value heads.
 class DeltaNetHeads {
  public:
   explicit DeltaNetHeads(const GatedDeltaNetArgs& args)
@@ -43,8 +43,10 @@ class DeltaNetHeads {
 
   const int64_t num_key_heads, num_heads, group, key_dim, value_dim;
 
-  // All rows of sequence s in key heads [key_head, key_head + count). q, k, v and scratch are the caller's.
-  DeltaNetTask Task(int64_t s, int64_t key_head, int64_t count) const {
+  int64_t num_tasks() const { return args_.sequences.num_sequences() * num_key_heads; }
+
+  // All rows of sequence s in a key head. q, k, v and scratch are the caller's.
+  DeltaNetTask Task(int64_t s, int64_t key_head) const {
     const int64_t head = key_head * group;
     const int64_t t = args_.sequences.row_begin.as<int32_t>()[s];
     const int64_t slot = args_.sequences.state_slot.as<int32_t>()[s];
@@ -63,7 +65,6 @@ class DeltaNetHeads {
             .norm = args_.norm.as<float>(),
             .num_rows = args_.sequences.row_begin.as<int32_t>()[s + 1] - t,
             .num_prompt_rows = args_.sequences.num_prompt_rows.as<int32_t>()[s],
-            .num_key_heads = static_cast<int>(count),
             .group = static_cast<int>(group),
             .key_dim = static_cast<int>(key_dim),
             .value_dim = static_cast<int>(value_dim),
@@ -75,38 +76,6 @@ class DeltaNetHeads {
  private:
   const GatedDeltaNetArgs& args_;
 };
-
-// Rows [first, first + count) of a task.
-DeltaNetTask RowsOf(DeltaNetTask task, int64_t first, int64_t count) {
-  task.out = static_cast<std::byte*>(task.out) + first * task.out_stride * task.out_bytes;
-  task.z += first * task.gates_stride;
-  task.b += first * task.gates_stride;
-  task.a += first * task.gates_stride;
-  task.num_prompt_rows = std::clamp<int64_t>(task.num_prompt_rows - first, 0, count);
-  task.num_rows = count;
-  task.fresh = task.fresh && first == 0;
-  return task;
-}
-
-// The same of a convolution, in pieces of as many channels as its kernel takes.
-void ConvolveRows(void (*kernel)(const ConvTask& task), ConvTask task, int64_t first, int64_t count, float* out,
-                  int64_t out_stride) {
-  const int64_t act_bytes = task.act_bytes;
-  const auto skip = [&](int64_t elements) { task.x = static_cast<const std::byte*>(task.x) + elements * act_bytes; };
-  skip(first * task.x_stride);
-  task.num_rows = count;
-  task.fresh = task.fresh && first == 0;
-  task.out_stride = out_stride;
-  const int num_channels = task.num_channels;
-  for (int channel = 0; channel < num_channels; channel += kMaxConvChannels) {
-    task.num_channels = std::min(kMaxConvChannels, num_channels - channel);
-    task.out = out + channel;
-    kernel(task);
-    skip(kMaxConvChannels);
-    task.weight += static_cast<int64_t>(kMaxConvChannels) * task.width;
-    task.state = static_cast<std::byte*>(task.state) + kMaxConvChannels * (task.width - 1) * act_bytes;
-  }
-}
 
 }  // namespace
 
@@ -128,63 +97,41 @@ void CpuOps::DoGatedDeltaNet(const GatedDeltaNetArgs& args) {
   const DeltaNetHeads heads(args);
   const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
   const auto kernel = kernels.delta_net[ActIndex(args.out.dtype())];
-  const int64_t num_sequences = args.sequences.num_sequences(), channels = args.conv.dim(1);
-  // Neighbouring heads share pages, so a task takes several, as long as their states fit the second-level cache and
-  // each thread has a few tasks.
-  constexpr int64_t kStateBytes = 1 << 20;
-  const int64_t by_cache =
-      kStateBytes / (heads.group * heads.key_dim * heads.value_dim * static_cast<int64_t>(sizeof(float)));
-  const int64_t by_threads = num_sequences * heads.num_key_heads / (2 * pool_.num_threads());
-  const int64_t heads_per_task = std::clamp<int64_t>(std::min(by_cache, by_threads), 1, heads.num_key_heads);
-  const int64_t blocks = (heads.num_key_heads + heads_per_task - 1) / heads_per_task;
-  const int64_t scratch =
-      kernels.delta_net_scratch(static_cast<int>(heads.key_dim), static_cast<int>(heads.value_dim),
-                                static_cast<int>(heads_per_task * heads.group));
-  pool_.ParallelFor(num_sequences * blocks, [&](int64_t index, int thread) {
-    const int64_t s = index / blocks, key_head = index % blocks * heads_per_task;
-    DeltaNetTask task = heads.Task(s, key_head, std::min(heads_per_task, heads.num_key_heads - key_head));
+  const int64_t channels = args.conv.dim(1), key_channels = heads.num_key_heads * heads.key_dim;
+  const int64_t scratch = kernels.delta_net_scratch(
+      static_cast<int>(heads.key_dim), static_cast<int>(heads.value_dim), static_cast<int>(heads.group));
+  pool_.ParallelFor(heads.num_tasks(), [&](int64_t index, int thread) {
+    const int64_t s = index / heads.num_key_heads, key_head = index % heads.num_key_heads;
+    DeltaNetTask task = heads.Task(s, key_head);
     const float* conv = args.conv.as<float>() + args.sequences.row_begin.as<int32_t>()[s] * channels;
     task.q = conv + key_head * heads.key_dim;
-    task.k = conv + (heads.num_key_heads + key_head) * heads.key_dim;
-    task.v = conv + 2 * heads.num_key_heads * heads.key_dim + key_head * heads.group * heads.value_dim;
+    task.k = conv + key_channels + key_head * heads.key_dim;
+    task.v = conv + 2 * key_channels + key_head * heads.group * heads.value_dim;
     task.conv_stride = channels;
     task.scratch = scratch_[thread].Get<float>(scratch);
     kernel(task);
   });
 }
 
-// One task: a key head with its value heads, whose channels no other task needs.
 void CpuOps::DoConvGatedDeltaNet(const ConvGatedDeltaNetArgs& args) {
-  constexpr int64_t kRows = 256;  // at a time; a multiple of kChunkTokens
-  PL_CHECK(args.conv.weight.dim(1) <= kMaxConvWidth);
+  const int64_t width = args.conv.weight.dim(1);
+  PL_CHECK(width <= kMaxConvWidth);
   const DeltaNetHeads heads(args.delta);
   const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
-  const auto convolve = kernels.causal_conv[ActIndex(args.conv.state.dtype())];
-  const auto delta_net = kernels.delta_net[ActIndex(args.delta.out.dtype())];
+  const auto kernel = kernels.conv_delta_net[ActIndex(args.delta.out.dtype())];
   const int64_t values = heads.group * heads.value_dim, key_channels = heads.num_key_heads * heads.key_dim;
-  const int64_t stride = 2 * heads.key_dim + values;
-  const int64_t scratch = kernels.delta_net_scratch(
-      static_cast<int>(heads.key_dim), static_cast<int>(heads.value_dim), static_cast<int>(heads.group));
-  pool_.ParallelFor(args.delta.sequences.num_sequences() * heads.num_key_heads, [&](int64_t index, int thread) {
+  const int64_t scratch =
+      kernels.conv_delta_net_scratch(static_cast<int>(heads.key_dim), static_cast<int>(heads.value_dim),
+                                     static_cast<int>(heads.group), static_cast<int>(width));
+  pool_.ParallelFor(heads.num_tasks(), [&](int64_t index, int thread) {
     const int64_t s = index / heads.num_key_heads, key_head = index % heads.num_key_heads;
-    DeltaNetTask task = heads.Task(s, key_head, 1);
-    const int64_t conv_floats = (std::min(kRows, task.num_rows) * stride + 15) / 16 * 16;
-    float* conv = scratch_[thread].Get<float>(conv_floats + scratch);
-    task.q = conv;
-    task.k = conv + heads.key_dim;
-    task.v = conv + 2 * heads.key_dim;
-    task.conv_stride = stride;
-    task.scratch = conv + conv_floats;
-    const ConvTask q = TaskOfChannels(args.conv, s, key_head * heads.key_dim, heads.key_dim);
-    const ConvTask k = TaskOfChannels(args.conv, s, key_channels + key_head * heads.key_dim, heads.key_dim);
-    const ConvTask v = TaskOfChannels(args.conv, s, 2 * key_channels + key_head * values, values);
-    for (int64_t first = 0; first < task.num_rows; first += kRows) {
-      const int64_t count = std::min(kRows, task.num_rows - first);
-      ConvolveRows(convolve, q, first, count, conv, stride);
-      ConvolveRows(convolve, k, first, count, conv + heads.key_dim, stride);
-      ConvolveRows(convolve, v, first, count, conv + 2 * heads.key_dim, stride);
-      delta_net(RowsOf(task, first, count));
-    }
+    ConvDeltaNetTask task = {
+        .q = TaskOfChannels(args.conv, s, key_head * heads.key_dim, heads.key_dim),
+        .k = TaskOfChannels(args.conv, s, key_channels + key_head * heads.key_dim, heads.key_dim),
+        .v = TaskOfChannels(args.conv, s, 2 * key_channels + key_head * values, values),
+        .delta = heads.Task(s, key_head)};
+    task.delta.scratch = scratch_[thread].Get<float>(scratch);
+    kernel(task);
   });
 }
 

@@ -58,16 +58,17 @@ struct AmxChunkProducts {
   static void Begin() { AmxBf16::Begin(); }
   static void End() { AmxBf16::End(); }
 
-  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count) {
+  template <typename Side>
+  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side& side) {
     const Scratch split = Behind(task, s);
     const int rows = RoundUp(count, 16);
     const float scale = 1.0f / sqrtf(static_cast<float>(task.key_dim));
     for (int i = 0; i < rows; ++i) {
       const int64_t row = i * split.keys;
       if (i < count) {
-        L2Normalize<Simd>(task.q + (first + i) * task.conv_stride, task.key_dim, scale,
+        L2Normalize<Simd>(task.q + i * task.conv_stride, task.key_dim, scale,
                           [&](int p, __m512 lanes) { SplitLanes(split.q, row + p, lanes); });
-        L2Normalize<Simd>(task.k + (first + i) * task.conv_stride, task.key_dim, 1.0f,
+        L2Normalize<Simd>(task.k + i * task.conv_stride, task.key_dim, 1.0f,
                           [&](int p, __m512 lanes) { SplitLanes(split.k, row + p, lanes); });
       }
       for (int p = i < count ? RoundUp(task.key_dim, 16) : 0; p < split.keys; p += 16) {
@@ -81,11 +82,13 @@ struct AmxChunkProducts {
       const Split<uint16_t>& a = is_key ? split.k : split.q;
       AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.k_panels.high, .b_panel = 8 * split.keys,
                          .c = is_key ? s.kk : s.qk, .c_stride = kChunkStride, .m = rows, .n = rows, .k = split.keys},
-                        {.a = a.low, .b = split.k_panels.low});
+                        {.a = a.low, .b = split.k_panels.low}, [&] { side.Step(); });
     }
   }
 
-  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count) {
+  template <typename Side>
+  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count,
+                        Side& side) {
     const Scratch split = Behind(task, s);
     SplitPanels(split.state_panels, 8 * split.keys, {state, s.value_stride, task.key_dim, split.keys, split.values});
     const __m512 factor = _mm512_set1_ps(decay);
@@ -98,11 +101,12 @@ struct AmxChunkProducts {
       AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.state_panels.high,
                          .b_panel = 8 * split.keys, .c = is_key ? s.x : s.out, .c_stride = s.value_stride,
                          .m = RoundUp(count, 16), .n = split.values, .k = split.keys},
-                        {.a = a.low, .b = split.state_panels.low});
+                        {.a = a.low, .b = split.state_panels.low}, [&] { side.Step(); });
     }
   }
 
-  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+  template <typename Side>
+  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side& side) {
     const Scratch split = Behind(task, s);
     const int rows = RoundUp(count, 16), depth = RoundUp(count, 32);
     for (int i = 0; i < rows; ++i) {
@@ -111,17 +115,18 @@ struct AmxChunkProducts {
     SplitPanels(split.x_panels, 8 * kChunk, {s.x, s.value_stride, count, depth, split.values});
     AmxBf16::Multiply({.a = split.weights.high, .a_stride = kChunk, .b = split.x_panels.high, .b_panel = 8 * kChunk,
                        .c = s.out, .c_stride = s.value_stride, .m = rows, .n = split.values, .k = depth},
-                      {.a = split.weights.low, .b = split.x_panels.low, .accumulate = true});
+                      {.a = split.weights.low, .b = split.x_panels.low, .accumulate = true}, [&] { side.Step(); });
   }
 
-  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count) {
+  template <typename Side>
+  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count, Side& side) {
     const Scratch split = Behind(task, s);
     const int depth = RoundUp(count, 32);
     SplitPanels(split.x_panels, 8 * kChunk, {s.x, s.value_stride, count, depth, split.values});
     AmxBf16::Multiply({.a = split.k_transposed.high, .a_stride = kChunk, .b = split.x_panels.high,
                        .b_panel = 8 * kChunk, .c = state, .c_stride = s.value_stride, .m = split.padded_keys,
                        .n = split.values, .k = depth},
-                      {.a = split.k_transposed.low, .b = split.x_panels.low, .accumulate = true});
+                      {.a = split.k_transposed.low, .b = split.x_panels.low, .accumulate = true}, [&] { side.Step(); });
   }
 
  private:

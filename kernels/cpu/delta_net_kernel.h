@@ -13,6 +13,12 @@
 namespace plumbline {
 namespace {
 
+// Side work: Step() does a little of something that has nothing to do with the products at hand. Tile products take such
+// steps between their tiles, since vector instructions run beside them; other products take none.
+struct NoSideWork {
+  void Step() {}
+};
+
 // Asks for rows ahead of their use: they are a page or more apart, which the processor does not foresee.
 inline void PrefetchRows(const float* x, int64_t stride, int rows, int columns) {
   for (int i = 0; i < rows; ++i) {
@@ -87,17 +93,21 @@ void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
 // The products of a chunk of `count` rows in f32.
 template <typename Simd>
 struct F32ChunkProducts {
+  static int64_t ScratchFloats(int key_dim, int value_dim, int num_heads) {
+    return DeltaNetScratchFloats(key_dim, value_dim, num_heads);
+  }
   static void Begin() {}
   static void End() {}
 
   // What the value heads of the chunk share: q, k, k transposed (zero up to the padding); kk = K K^T, qk = Q K^T, on and
   // below the diagonal.
-  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count) {
+  template <typename Side>
+  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side&) {
     const int dim = task.key_dim;
     const float scale = 1.0f / sqrtf(static_cast<float>(dim));
     for (int i = 0; i < count; ++i) {
-      L2Normalize<Simd>(s.q + i * s.key_stride, task.q + (first + i) * task.conv_stride, dim, scale);
-      L2Normalize<Simd>(s.k + i * s.key_stride, task.k + (first + i) * task.conv_stride, dim, 1.0f);
+      L2Normalize<Simd>(s.q + i * s.key_stride, task.q + i * task.conv_stride, dim, scale);
+      L2Normalize<Simd>(s.k + i * s.key_stride, task.k + i * task.conv_stride, dim, 1.0f);
     }
     for (int i = 0; i < count; i += 16) {
       for (int p = 0; p < RoundUp(dim, 16); p += 16) {
@@ -120,7 +130,8 @@ struct F32ChunkProducts {
     Multiply<Simd>(product);
   }
   // x = K S, out = Q S; then S *= decay.
-  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count) {
+  template <typename Side>
+  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count, Side&) {
     SmallGemm read = {.a = s.k, .a_stride = s.key_stride, .b = state, .b_stride = s.value_stride, .c = s.x,
                       .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = task.key_dim};
     Multiply<Simd>(read);
@@ -134,39 +145,63 @@ struct F32ChunkProducts {
     }
   }
   // out += weights x
-  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+  template <typename Side>
+  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side&) {
     Multiply<Simd>({.a = s.weights, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = s.out,
                     .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = count,
                     .c_scale = 1, .a_is_lower = true});
   }
   // S += K^T x
-  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count) {
+  template <typename Side>
+  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count, Side&) {
     Multiply<Simd>({.a = s.k_transposed, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = state,
                     .c_stride = s.value_stride, .m = task.key_dim, .n = RoundUp(task.value_dim, 16), .k = count,
                     .c_scale = 1});
   }
 };
 
-template <typename Simd, typename T, typename Products>
-void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t first, int count, int head) {
+// The gated norm of a chunk's rows in one head, two at a step.
+template <typename Simd, typename T>
+class NormRows {
+ public:
+  NormRows(const DeltaNetTask& task, const DeltaNetScratch& s, int count, int head)
+      : task_(task), s_(s), count_(count), head_(head) {}
+  void Step() {
+    for (int i = 0; i < 2 && row_ < count_; ++i) Row();
+  }
+  void Finish() {
+    while (row_ < count_) Row();
+  }
+
+ private:
+  void Row() {
+    GatedNorm<Simd, T>(task_, row_, head_, s_.out + row_ * s_.value_stride);
+    ++row_;
+  }
+  const DeltaNetTask& task_;
+  const DeltaNetScratch& s_;
+  const int count_, head_;
+  int64_t row_ = 0;
+};
+
+// The first `count` rows of the task in one value head.
+template <typename Simd, typename T, typename Products, typename Side>
+void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int count, int head, Side& side) {
   const int dim = task.value_dim, columns = RoundUp(dim, 16);
   float* state = s.states + head * s.state_size();
   alignas(64) float log_decay[kChunk];
-  GatesOfHead<Simd>(task, first, count, head, log_decay, s.beta);
+  GatesOfHead<Simd>(task, 0, count, head, log_decay, s.beta);
   double decay = 0;
   for (int i = 0; i < count; ++i) {
     decay += log_decay[i];
     s.decay[i] = static_cast<float>(decay);
     s.decay_low[i] = static_cast<float>(decay - s.decay[i]);
   }
-  PrefetchRows(task.z + first * task.gates_stride + head * dim, task.gates_stride, count, dim);
+  PrefetchRows(task.z + head * dim, task.gates_stride, count, dim);
   const float last_decay = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])));
-  Products::ReadState(task, s, state, last_decay, count);
+  Products::ReadState(task, s, state, last_decay, count, side);
   for (int i = 0; i < count; ++i) {
-    const float* v = task.v + (first + i) * task.conv_stride + head * dim;
-    // The next head's, which lie beside this one's; its v below.
-    PrefetchRows(task.q + (first + i) * task.conv_stride + task.key_dim, 0, 1, task.key_dim);
-    PrefetchRows(task.k + (first + i) * task.conv_stride + task.key_dim, 0, 1, task.key_dim);
+    const float* v = task.v + i * task.conv_stride + head * dim;
     const auto beta = Simd::Set(s.beta[i]), decayed = Simd::Exp(Simd::Set(s.decay[i]));
     float *x = s.x + i * s.value_stride, *out = s.out + i * s.value_stride;
     for (int c = 0; c < dim; c += 16) {
@@ -178,16 +213,16 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int64_t fir
   DecayedWeights<Simd>(s, s.kk, s.beta, count, 0);
   SolveUnitLower<Simd>(s, count, columns);
   DecayedWeights<Simd>(s, s.qk, nullptr, count, 1);
-  Products::AddValues(task, s, count);
+  Products::AddValues(task, s, count, side);
   for (int i = 0; i < count; ++i) {
-    PrefetchRows(task.v + (first + i) * task.conv_stride + (head + 1) * dim, 0, 1, dim);
-    GatedNorm<Simd, T>(task, first + i, head, s.out + i * s.value_stride);
     const float rest = (s.decay[count - 1] - s.decay[i]) + (s.decay_low[count - 1] - s.decay_low[i]);
     const auto factor = Simd::Exp(Simd::Set(rest));
     float* x = s.x + i * s.value_stride;
     for (int c = 0; c < columns; c += 16) Simd::Store(x + c, Simd::Mul(factor, Simd::Load(x + c)));
   }
-  Products::UpdateState(task, s, state, count);
+  NormRows<Simd, T> norm(task, s, count, head);
+  Products::UpdateState(task, s, state, count, norm);
+  norm.Finish();
 }
 
 // The states of the group, from the task into scratch and back.
@@ -212,59 +247,65 @@ void StoreStates(const DeltaNetTask& task, const DeltaNetScratch& s) {
   }
 }
 
-// The part of a task that belongs to its key head h.
-inline DeltaNetTask TaskOfKeyHead(DeltaNetTask task, int h) {
-  const int64_t head = static_cast<int64_t>(h) * task.group, values = head * task.value_dim;
-  task.out = static_cast<char*>(task.out) + values * task.out_bytes;
-  task.state += values * task.key_dim;
-  task.q += h * task.key_dim;
-  task.k += h * task.key_dim;
-  task.v += values;
-  task.z += values;
-  task.b += head;
-  task.a += head;
-  task.a_log += head;
-  task.dt_bias += head;
+// Rows [first, first + count) of a task; q, k and v stay where they are.
+inline DeltaNetTask RowsOf(DeltaNetTask task, int64_t first, int64_t count) {
+  const int64_t prompt = task.num_prompt_rows - first;
+  task.out = static_cast<char*>(task.out) + first * task.out_stride * task.out_bytes;
+  task.z += first * task.gates_stride;
+  task.b += first * task.gates_stride;
+  task.a += first * task.gates_stride;
+  task.num_prompt_rows = prompt < 0 ? 0 : prompt < count ? prompt : count;
+  task.num_rows = count;
   return task;
 }
 
+// All rows of a task, chunk after chunk. While it lives, the states of a task that begins with prompt rows are in scratch.
 template <typename Simd, typename T, typename Products>
-void PromptRows(const DeltaNetTask& task, const DeltaNetScratch& scratch) {
-  Products::Begin();
-  const auto scratch_of = [&](int h) {
-    DeltaNetScratch s = scratch;
-    s.states += h * task.group * s.state_size();
-    return s;
-  };
-  for (int h = 0; h < task.num_key_heads; ++h) LoadStates<Simd>(TaskOfKeyHead(task, h), scratch_of(h));
-  for (int64_t first = 0; first < task.num_prompt_rows; first += kChunk) {
-    const int64_t rest = task.num_prompt_rows - first;
-    const int count = rest < kChunk ? static_cast<int>(rest) : kChunk;
-    // The heads of a row lie side by side: taking all of them at a chunk touches each page once.
-    for (int h = 0; h < task.num_key_heads; ++h) {
-      const DeltaNetTask part = TaskOfKeyHead(task, h);
-      const DeltaNetScratch s = scratch_of(h);
-      Products::Prepare(part, s, first, count);
-      for (int head = 0; head < task.group; ++head) ChunkOfHead<Simd, T, Products>(part, s, first, count, head);
+class DeltaNetRun {
+ public:
+  explicit DeltaNetRun(const DeltaNetTask& task)
+      : scratch_(task.scratch, task.key_dim, task.value_dim, task.group), prompt_left_(task.num_prompt_rows) {
+    Products::Begin();
+    if (prompt_left_ > 0) {
+      LoadStates<Simd>(task, scratch_);
+    } else if (task.fresh) {
+      const int64_t size = static_cast<int64_t>(task.group) * task.key_dim * task.value_dim;
+      for (int64_t i = 0; i < size; ++i) task.state[i] = 0;
     }
   }
-  for (int h = 0; h < task.num_key_heads; ++h) StoreStates<Simd>(TaskOfKeyHead(task, h), scratch_of(h));
-  Products::End();
-}
+  DeltaNetRun(const DeltaNetRun&) = delete;
+  DeltaNetRun& operator=(const DeltaNetRun&) = delete;
+  ~DeltaNetRun() { Products::End(); }
+
+  // The next kChunk rows of the task, or what is left of it.
+  template <typename Side>
+  void Chunk(const DeltaNetTask& rows, Side& side) {
+    const int prompt = static_cast<int>(rows.num_prompt_rows);
+    if (prompt > 0) {
+      Products::Prepare(rows, scratch_, prompt, side);
+      for (int head = 0; head < rows.group; ++head) ChunkOfHead<Simd, T, Products>(rows, scratch_, prompt, head, side);
+      prompt_left_ -= prompt;
+      if (prompt_left_ == 0) StoreStates<Simd>(rows, scratch_);
+    }
+    for (int64_t row = prompt; row < rows.num_rows; ++row) RecurrentStep<Simd, T>(rows, scratch_, row);
+  }
+
+ private:
+  const DeltaNetScratch scratch_;
+  int64_t prompt_left_;
+};
 
 template <typename Simd, typename T, typename Products = F32ChunkProducts<Simd>>
 void DeltaNetKernel(const DeltaNetTask& task) {
   const FlushSubnormals flush;
-  const DeltaNetScratch s(task.scratch, task.key_dim, task.value_dim, task.num_key_heads * task.group);
-  if (task.num_prompt_rows > 0) {
-    PromptRows<Simd, T, Products>(task, s);
-  } else if (task.fresh) {
-    const int64_t size = static_cast<int64_t>(task.num_key_heads) * task.group * task.key_dim * task.value_dim;
-    for (int64_t i = 0; i < size; ++i) task.state[i] = 0;
-  }
-  for (int h = 0; h < task.num_key_heads; ++h) {
-    const DeltaNetTask part = TaskOfKeyHead(task, h);
-    for (int64_t row = task.num_prompt_rows; row < task.num_rows; ++row) RecurrentStep<Simd, T>(part, s, row);
+  DeltaNetRun<Simd, T, Products> run(task);
+  NoSideWork none;
+  for (int64_t first = 0; first < task.num_rows; first += kChunk) {
+    DeltaNetTask rows = RowsOf(task, first, task.num_rows - first < kChunk ? task.num_rows - first : kChunk);
+    rows.q += first * task.conv_stride;
+    rows.k += first * task.conv_stride;
+    rows.v += first * task.conv_stride;
+    run.Chunk(rows, none);
   }
 }
 

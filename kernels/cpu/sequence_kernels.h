@@ -75,14 +75,14 @@ struct ConvTask {
 inline constexpr int kMaxConvWidth = 8;
 inline constexpr int kMaxConvChannels = 256;
 
-// All rows of one sequence in num_key_heads neighbouring key heads and their value heads, `group` for each.
+// All rows of one sequence in one key head and its `group` value heads.
 struct DeltaNetTask {
   void* out;                // the first value head, rows out_stride elements of out_bytes apart
   int64_t out_stride;       // Hv * Q
   int out_bytes;
   float* state;             // [value heads, P, Q]
-  const float* q;           // rows conv_stride apart: [key heads, P]
-  const float* k;           // [key heads, P]
+  const float* q;           // rows conv_stride apart: [P]
+  const float* k;           // [P]
   const float* v;           // [value heads, Q]
   int64_t conv_stride;
   const float* z;           // rows gates_stride apart: [value heads, Q]
@@ -93,11 +93,17 @@ struct DeltaNetTask {
   const float* dt_bias;     // [value heads]
   const float* norm;        // [Q]
   int64_t num_rows, num_prompt_rows;
-  int num_key_heads, group, key_dim, value_dim;
+  int group, key_dim, value_dim;
   float eps;
   bool sigmoid_gate;        // else SiLU
   bool fresh;
   float* scratch;           // delta_net_scratch floats; 64-byte aligned
+};
+
+// Both: out of the convolutions and q, k, v of the delta rule are scratch memory.
+struct ConvDeltaNetTask {
+  ConvTask q, k, v;
+  DeltaNetTask delta;       // its scratch: conv_delta_net_scratch floats
 };
 
 struct SequenceKernels {
@@ -108,8 +114,10 @@ struct SequenceKernels {
   int64_t (*attention_scratch_bytes)(int num_rows, int head_dim);
   void (*attention[kNumActTypes])(const AttentionTask& task);
   void (*causal_conv[kNumActTypes])(const ConvTask& task);
-  int64_t (*delta_net_scratch)(int key_dim, int value_dim, int num_value_heads);
+  int64_t (*delta_net_scratch)(int key_dim, int value_dim, int group);
   void (*delta_net[kNumActTypes])(const DeltaNetTask& task);
+  int64_t (*conv_delta_net_scratch)(int key_dim, int value_dim, int group, int width);
+  void (*conv_delta_net[kNumActTypes])(const ConvDeltaNetTask& task);
   float (*max_of_row)(const float* x, int64_t n);
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention_kernel.h"
 #include "kernels/cpu/bf16_attention_amx.h"
+#include "kernels/cpu/conv_delta_net_kernel.h"
 #include "kernels/cpu/conv_kernel.h"
 #include "kernels/cpu/delta_net_amx.h"
 #include "kernels/cpu/row_kernels.h"
@@ -21,6 +22,9 @@ const SequenceKernels kAmxSequenceKernels = {
     .delta_net_scratch = AmxChunkProducts::ScratchFloats,
     .delta_net = {DeltaNetKernel<Avx512Lanes, float>, DeltaNetKernel<Avx512Lanes, Bf16, AmxChunkProducts>,
                   DeltaNetKernel<Avx512Lanes, F16, AmxChunkProducts>},
+    .conv_delta_net_scratch = ConvDeltaNetScratchFloats<AmxChunkProducts>,
+    .conv_delta_net = {ConvDeltaNetKernel<Avx512Lanes, float>, ConvDeltaNetKernel<Avx512Lanes, Bf16, AmxChunkProducts>,
+                       ConvDeltaNetKernel<Avx512Lanes, F16, AmxChunkProducts>},
     .max_of_row = MaxOfRow<Avx512Lanes>,
 };
 

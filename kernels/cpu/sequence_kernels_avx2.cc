@@ -1,4 +1,5 @@
 #include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/conv_delta_net_kernel.h"
 #include "kernels/cpu/conv_kernel.h"
 #include "kernels/cpu/delta_net_kernel.h"
 #include "kernels/cpu/row_kernels.h"
@@ -18,7 +19,11 @@ const SequenceKernels kAvx2SequenceKernels = {
                   AttentionKernel<Avx2Lanes, F16, F32Products<Avx2Lanes, F16>>},
     .causal_conv = {ConvKernel<Avx2Lanes, float>, ConvKernel<Avx2Lanes, Bf16>, ConvKernel<Avx2Lanes, F16>},
     .delta_net_scratch = DeltaNetScratchFloats,
-    .delta_net = {DeltaNetKernel<Avx2Lanes, float>, DeltaNetKernel<Avx2Lanes, Bf16>, DeltaNetKernel<Avx2Lanes, F16>},
+    .delta_net = {DeltaNetKernel<Avx2Lanes, float>, DeltaNetKernel<Avx2Lanes, Bf16>,
+                  DeltaNetKernel<Avx2Lanes, F16>},
+    .conv_delta_net_scratch = ConvDeltaNetScratchFloats<F32ChunkProducts<Avx2Lanes>>,
+    .conv_delta_net = {ConvDeltaNetKernel<Avx2Lanes, float>, ConvDeltaNetKernel<Avx2Lanes, Bf16>,
+                       ConvDeltaNetKernel<Avx2Lanes, F16>},
     .max_of_row = MaxOfRow<Avx2Lanes>,
 };
 

@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention_kernel.h"
 #include "kernels/cpu/bf16_attention_avx512.h"
+#include "kernels/cpu/conv_delta_net_kernel.h"
 #include "kernels/cpu/conv_kernel.h"
 #include "kernels/cpu/delta_net_kernel.h"
 #include "kernels/cpu/row_kernels.h"
@@ -19,7 +20,11 @@ const SequenceKernels kAvx512SequenceKernels = {
                   AttentionKernel<Avx512Lanes, F16, F32Products<Avx512Lanes, F16>>},
     .causal_conv = {ConvKernel<Avx512Lanes, float>, ConvKernel<Avx512Lanes, Bf16>, ConvKernel<Avx512Lanes, F16>},
     .delta_net_scratch = DeltaNetScratchFloats,
-    .delta_net = {DeltaNetKernel<Avx512Lanes, float>, DeltaNetKernel<Avx512Lanes, Bf16>, DeltaNetKernel<Avx512Lanes, F16>},
+    .delta_net = {DeltaNetKernel<Avx512Lanes, float>, DeltaNetKernel<Avx512Lanes, Bf16>,
+                  DeltaNetKernel<Avx512Lanes, F16>},
+    .conv_delta_net_scratch = ConvDeltaNetScratchFloats<F32ChunkProducts<Avx512Lanes>>,
+    .conv_delta_net = {ConvDeltaNetKernel<Avx512Lanes, float>, ConvDeltaNetKernel<Avx512Lanes, Bf16>,
+                       ConvDeltaNetKernel<Avx512Lanes, F16>},
     .max_of_row = MaxOfRow<Avx512Lanes>,
 };
 

@@ -1,4 +1,5 @@
 #include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/conv_delta_net_kernel.h"
 #include "kernels/cpu/conv_kernel.h"
 #include "kernels/cpu/delta_net_kernel.h"
 #include "kernels/cpu/row_kernels.h"
@@ -18,7 +19,11 @@ const SequenceKernels kScalarSequenceKernels = {
                   AttentionKernel<ScalarLanes, F16, F32Products<ScalarLanes, F16>>},
     .causal_conv = {ConvKernel<ScalarLanes, float>, ConvKernel<ScalarLanes, Bf16>, ConvKernel<ScalarLanes, F16>},
     .delta_net_scratch = DeltaNetScratchFloats,
-    .delta_net = {DeltaNetKernel<ScalarLanes, float>, DeltaNetKernel<ScalarLanes, Bf16>, DeltaNetKernel<ScalarLanes, F16>},
+    .delta_net = {DeltaNetKernel<ScalarLanes, float>, DeltaNetKernel<ScalarLanes, Bf16>,
+                  DeltaNetKernel<ScalarLanes, F16>},
+    .conv_delta_net_scratch = ConvDeltaNetScratchFloats<F32ChunkProducts<ScalarLanes>>,
+    .conv_delta_net = {ConvDeltaNetKernel<ScalarLanes, float>, ConvDeltaNetKernel<ScalarLanes, Bf16>,
+                       ConvDeltaNetKernel<ScalarLanes, F16>},
     .max_of_row = MaxOfRow<ScalarLanes>,
 };
 
