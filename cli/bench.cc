@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/command.h"
+#include "cli/op_table.h"
 #include "cli/runner_factory.h"
 #include "cli/sha256.h"
 #include "proto/status.h"
@@ -26,6 +27,7 @@ struct BenchFlags {
   int64_t decode_context = 16;
   int64_t repetitions = 3;
   std::string transport = "threads";
+  bool ops = false;
   bool json = false;
 };
 
@@ -156,7 +158,9 @@ absl::Status RunBench(BenchFlags flags) {
   }
   flags.model.limits.max_tokens = std::max(flags.model.limits.max_tokens, flags.batch * (longest / 64 + 2) * 64);
   const absl::Time load_start = absl::Now();
-  PL_ASSIGN_OR_RETURN(StartedRunner started, StartRunner(flags.model, model, flags.transport));
+  OpProfile profile, prefill_profile;
+  PL_ASSIGN_OR_RETURN(StartedRunner started,
+                      StartRunner(flags.model, model, flags.transport, flags.ops ? &profile : nullptr));
   std::vector<double> prefill, decode;
   std::string hash;
   double load_seconds = 0;
@@ -167,11 +171,14 @@ absl::Status RunBench(BenchFlags flags) {
     load_seconds = absl::ToDoubleSeconds(absl::Now() - load_start);
     Bench bench(flags, loop, model, started.limits.max_step_tokens);
     PL_ASSIGN_OR_RETURN(hash, bench.LogitsHash());  // also the warm-up
+    profile.clear();  // no op runs between steps
     for (int64_t r = 0; r < flags.repetitions; ++r) {
       PL_ASSIGN_OR_RETURN(double seconds, bench.Prefill(0, flags.prompt_tokens));
       prefill.push_back(seconds);
     }
+    prefill_profile.swap(profile);
     for (int64_t s = 0; s < flags.batch; ++s) PL_RETURN_IF_ERROR(bench.Prefill(s, flags.decode_context).status());
+    profile.clear();
     for (int64_t i = 0; i < flags.decode_tokens; ++i) {
       PL_ASSIGN_OR_RETURN(double seconds, bench.Decode(flags.batch, flags.decode_context + i));
       decode.push_back(seconds);
@@ -193,6 +200,14 @@ absl::Status RunBench(BenchFlags flags) {
   report["ranks"] = nlohmann::ordered_json::array();
   for (const RankMemory& rank : memory) {
     report["ranks"].push_back({{"weight_bytes", rank.weight_bytes}, {"rss_bytes", rank.rss_bytes}});
+  }
+  if (flags.ops) {
+    const MachineRates rates = MeasureCpuRates({.arithmetic = started.arithmetic,
+                                                .num_threads = ThreadsPerRank(flags.model, 1)}, model.compute_dtype);
+    std::fprintf(stderr, "this machine: %.1f GB/s read, %.0f GFLOP/s\n\nprefill of %d tokens\n%s\ndecode, batch %d\n%s\n",
+                 1e-9 * rates.bytes_per_second, 1e-9 * rates.flops_per_second, static_cast<int>(flags.prompt_tokens),
+                 OpTable(prefill_profile, rates, flags.repetitions).c_str(), static_cast<int>(flags.batch),
+                 OpTable(profile, rates, flags.decode_tokens).c_str());
   }
   if (flags.json) {
     std::printf("%s\n", report.dump().c_str());
@@ -216,6 +231,7 @@ void AddBench(CLI::App& app, CommandMain& chosen) {
   command->add_option("--repetitions", flags->repetitions, "prefills that are timed; medians are printed")->check(CLI::PositiveNumber);
   command->add_option("--transport", flags->transport, "between ranks: threads, gloo, or processes (a real cluster)")
       ->check(CLI::IsMember({"threads", "gloo", "processes"}));
+  command->add_flag("--ops", flags->ops, "also print bytes, FLOPs, time and share of the machine's limit of each op");
   command->add_flag("--json", flags->json, "print one JSON object");
   command->footer("Example: plumbline bench --model deploy/demo_model/model --device cpu --threads 2 --prompt-tokens 512 --batch 8 --json");
   command->callback([flags, &chosen] { chosen = [flags] { return RunBench(*flags); }; });

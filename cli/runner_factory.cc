@@ -27,7 +27,7 @@ class FleetRunner final : public StepRunner {
 };
 
 absl::StatusOr<StartedRunner> StartThreads(const ModelFlags& flags, const NamedModel& model,
-                                           LocalRanks::Options::Transport transport) {
+                                           LocalRanks::Options::Transport transport, OpProfile* profile) {
   StartedRunner started = {.runner = nullptr,
                            .arithmetic = flags.arithmetic.empty() ? CpuArithmetics().front() : flags.arithmetic,
                            .limits = LimitsFor(flags, model),
@@ -45,7 +45,11 @@ absl::StatusOr<StartedRunner> StartThreads(const ModelFlags& flags, const NamedM
                                          .mesh = flags.mesh,
                                          .limits = started.limits,
                                          .compute_dtype = model.compute_dtype,
-                                         .make_backend = [choice] { return MakeBackend(choice); },
+                                         .make_backend = [choice, profile]() -> absl::StatusOr<Backend> {
+                                           PL_ASSIGN_OR_RETURN(Backend backend, MakeBackend(choice));
+                                           if (profile) backend.ops = MakeProfiledOps(std::move(backend.ops), *profile);
+                                           return backend;
+                                         },
                                          .transport = transport,
                                          .open_weights = WeightOpener(model),
                                          .on_progress = [&progress](int rank, int64_t bytes) { progress.Set(rank, bytes); }}));
@@ -78,11 +82,16 @@ absl::StatusOr<StartedRunner> StartProcesses(const ModelFlags& flags, const Name
 
 }  // namespace
 
-absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport) {
+absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport,
+                                          OpProfile* profile) {
+  if (profile && (flags.mesh.size() > 1 || transport != "threads")) {
+    return absl::InvalidArgumentError("--ops: only with one rank in this process: --tp 1 --pp 1 --transport threads");
+  }
   PL_RETURN_IF_ERROR(CheckHostMemory(model, flags.mesh, LimitsFor(flags, model)));
   if (transport == "processes") return StartProcesses(flags, model);
   return StartThreads(flags, model, transport == "gloo" ? LocalRanks::Options::Transport::kGloo
-                                                        : LocalRanks::Options::Transport::kThreads);
+                                                        : LocalRanks::Options::Transport::kThreads,
+                      profile);
 }
 
 }  // namespace plumbline

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "cli/model_flags.h"
 #include "coordinator/engine/step_runner.h"
+#include "kernels/profiled_ops.h"
 
 namespace plumbline {
 
@@ -27,6 +28,8 @@ struct StartedRunner {
 
 // transport: "threads" or "gloo": ranks are threads of this process; "processes": a coordinator and worker processes, as
 // in a cluster. Shows a progress bar while loading on a terminal.
-absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport);
+// profile: where given, the time of every op is kept there; one rank only, outlives the runner.
+absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport,
+                                          OpProfile* profile = nullptr);
 
 }  // namespace plumbline

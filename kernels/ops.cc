@@ -171,7 +171,7 @@ void Ops::QkNormRope(const QkNormRopeArgs& args) {
 void Ops::QkvLinear(const QkvLinearArgs& args) {
   CheckLinear(args.linear, PackedBytes(args.linear.shape));
   CheckQkNormRope(args.rope);
-  PL_CHECK(args.rope.qkv.raw() == args.linear.out.raw());
+  PL_CHECK(args.rope.qkv.raw() == args.linear.out.raw() && args.linear.rounded.empty());
   if (args.rope.q.dim(0) > 0) DoQkvLinear(args);
 }
 

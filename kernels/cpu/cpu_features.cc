@@ -60,6 +60,13 @@ std::string_view NameOf(CpuArithmetic arithmetic) {
   return "?";
 }
 
+CpuArithmetic ArithmeticOf(std::string_view name) {
+  for (CpuArithmetic arithmetic : {CpuArithmetic::kAmxV1, CpuArithmetic::kAvx512Bf16V1, CpuArithmetic::kAvx2V1}) {
+    if (name == NameOf(arithmetic)) return arithmetic;
+  }
+  return CpuArithmetic::kScalarV1;
+}
+
 SimdLevel SimdLevelOf(CpuArithmetic arithmetic) {
   switch (arithmetic) {
     case CpuArithmetic::kScalarV1:

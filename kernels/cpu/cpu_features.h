@@ -15,6 +15,7 @@ enum class SimdLevel : uint8_t { kScalar, kAvx2, kAvx512 };
 enum class CpuArithmetic : uint8_t { kScalarV1, kAvx2V1, kAvx512Bf16V1, kAmxV1 };
 
 std::string_view NameOf(CpuArithmetic arithmetic);  // "cpu-scalar-1", ...
+CpuArithmetic ArithmeticOf(std::string_view name);  // REQUIRES: one of the names
 SimdLevel SimdLevelOf(CpuArithmetic arithmetic);
 
 // Whether processor and operating system offer it. Asks the kernel for the AMX tile state on first

@@ -228,9 +228,21 @@ void MultiplyRows(const MultiplyArgs& args) {
 
 void Multiply(const MultiplyArgs& args) { args.sink.slow ? MultiplyRows<true>(args) : MultiplyRows<false>(args); }
 
+int64_t Saturate(int64_t rounds) {
+  Configure(16, 16);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return rounds * 4 * 16 * 16 * 32 * 2;
+}
+
 }  // namespace
 
 const LinearKernel kLinearAmxBf16 = {
-    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 352, .dtype = DType::kBf16, .reads_rows = true}, Multiply};
+    {.tile_rows = kTileRows, .k_group = 32, .chunk_k = 352, .dtype = DType::kBf16, .reads_rows = true}, Multiply, Saturate};
 
 }  // namespace plumbline

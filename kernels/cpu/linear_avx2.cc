@@ -102,13 +102,14 @@ constexpr PanelFormat kFormat = {
 }  // namespace
 
 const LinearTable kLinearAvx2 = {
-    .bf16 = {kFormat, Kernel<Bf16Weight>::Multiply},
-    .f16 = {kFormat, Kernel<F16Weight>::Multiply},
-    .f32 = {kFormat, Kernel<F32Weight>::Multiply},
+    .bf16 = {kFormat, Kernel<Bf16Weight>::Multiply, SaturateMultiplyAdd<Avx2>},
+    .f16 = {kFormat, Kernel<F16Weight>::Multiply, SaturateMultiplyAdd<Avx2>},
+    .f32 = {kFormat, Kernel<F32Weight>::Multiply, SaturateMultiplyAdd<Avx2>},
     .add = LinearElementwise<Avx2>::Add,
     .add_scaled = LinearElementwise<Avx2>::AddScaled,
     .store = LinearElementwise<Avx2>::Store,
     .store_gated = LinearElementwise<Avx2>::StoreGated,
+    .read = ReadMemory<Avx2>,
     .transpose = Transpose,
 };
 

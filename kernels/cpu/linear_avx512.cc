@@ -81,6 +81,19 @@ void MultiplyBf16(const MultiplyArgs& args) {
   MultiplyRowTiles<kTileRows, uint16_t, Bf16Tile>(args);
 }
 
+int64_t SaturateBf16(int64_t rounds) {
+  constexpr int kSums = 12;
+  __m512 sums[kSums];
+  const __m512bh pairs = (__m512bh)_mm512_set1_epi32(0x3f003f00);  // 0.5, 0.5
+  for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], pairs, pairs);
+  }
+  for (__m512& sum : sums) asm volatile("" : "+v"(sum));
+  return rounds * kSums * 64;
+}
+
 // Streaming stores: a packed weight is not read again soon. The locked operation that ends a task
 // orders them.
 void Transpose(void* to, int64_t to_stride, const void* from, int64_t from_stride) {
@@ -122,13 +135,14 @@ constexpr PanelFormat kF32Format = {
 
 const LinearTable kLinearAvx512 = {
     .bf16 = {{.tile_rows = kTileRows, .k_group = 2, .chunk_k = 512, .dtype = DType::kBf16},
-             MultiplyBf16},
-    .f16 = {kF32Format, Kernel<F16Weight>::Multiply},
-    .f32 = {kF32Format, Kernel<F32Weight>::Multiply},
+             MultiplyBf16, SaturateBf16},
+    .f16 = {kF32Format, Kernel<F16Weight>::Multiply, SaturateMultiplyAdd<Avx512>},
+    .f32 = {kF32Format, Kernel<F32Weight>::Multiply, SaturateMultiplyAdd<Avx512>},
     .add = LinearElementwise<Avx512>::Add,
     .add_scaled = LinearElementwise<Avx512>::AddScaled,
     .store = LinearElementwise<Avx512>::Store,
     .store_gated = LinearElementwise<Avx512>::StoreGated,
+    .read = ReadMemory<Avx512>,
     .transpose = Transpose,
 };
 

@@ -50,6 +50,8 @@ struct MultiplyArgs {
 struct LinearKernel {
   PanelFormat format;
   void (*multiply)(const MultiplyArgs& args);
+  // Multiply-adds of `rounds` rounds on registers alone: the most that multiply could do. Returns their FLOPs.
+  int64_t (*saturate)(int64_t rounds);
 };
 
 // The finished sums of one block on their way to the op's output.
@@ -73,6 +75,8 @@ struct LinearTable {
                      int64_t n);               // sum += scale * x, product rounded
   void (*store)(const StoreArgs& args);        // out = sums + bias
   void (*store_gated)(const StoreArgs& args);  // out = silu(sums[:, :16]) * sums[:, 16:]
+  // Reads memory as fast as it comes; the result is of no use. num_bytes: a multiple of 64.
+  float (*read)(const void* memory, int64_t num_bytes);
   // to[c][r] = from[r][c] of 16 x 16 elements of 4 bytes; strides in bytes.
   void (*transpose)(void* to, int64_t to_stride, const void* from, int64_t from_stride);
 };

@@ -67,6 +67,41 @@ void MultiplyRowTiles(const MultiplyArgs& args) {
   }
 }
 
+// LinearKernel::saturate for f32 multiply-adds: enough sums to hide the latency of one.
+template <typename V>
+int64_t SaturateMultiplyAdd(int64_t rounds) {
+  constexpr int kSums = 12;
+  typename V::F32 sums[kSums];
+  const typename V::F32 factor = V::Set(0.5f);
+  for (auto& sum : sums) sum = factor;
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) sums[j] = V::MulAdd(sums[j], factor, factor);
+  }
+  float total = 0;
+  for (const auto& sum : sums) total += V::Sum(sum);
+  volatile float sink = total;
+  static_cast<void>(sink);
+  return rounds * kSums * V::kWidth * 2;
+}
+
+// LinearTable::read.
+template <typename V>
+float ReadMemory(const void* memory, int64_t num_bytes) {
+  constexpr int kSums = 64 / (4 * V::kWidth) * 4;  // of four cache lines
+  typename V::F32 sums[kSums];
+  for (auto& sum : sums) sum = V::Set(0.0f);
+  const float* x = static_cast<const float*>(memory);
+  const int64_t num_floats = num_bytes / 4;
+  for (int64_t i = 0; i + kSums * V::kWidth <= num_floats; i += kSums * V::kWidth) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kSums; ++j) sums[j] = V::Add(sums[j], V::Load(x + i + j * V::kWidth));
+  }
+  float total = 0;
+  for (const auto& sum : sums) total += V::Sum(sum);
+  return total;
+}
+
 template <typename V>
 struct LinearElementwise {
   static void Add(float* sum, const float* x, int64_t n) {

@@ -69,13 +69,14 @@ constexpr PanelFormat kFormat = {
 }  // namespace
 
 const LinearTable kLinearScalar = {
-    .bf16 = {kFormat, Multiply<Bf16Weight>},
-    .f16 = {kFormat, Multiply<F16Weight>},
-    .f32 = {kFormat, Multiply<F32Weight>},
+    .bf16 = {kFormat, Multiply<Bf16Weight>, SaturateMultiplyAdd<Scalar>},
+    .f16 = {kFormat, Multiply<F16Weight>, SaturateMultiplyAdd<Scalar>},
+    .f32 = {kFormat, Multiply<F32Weight>, SaturateMultiplyAdd<Scalar>},
     .add = LinearElementwise<Scalar>::Add,
     .add_scaled = LinearElementwise<Scalar>::AddScaled,
     .store = LinearElementwise<Scalar>::Store,
     .store_gated = LinearElementwise<Scalar>::StoreGated,
+    .read = ReadMemory<Scalar>,
     .transpose = Transpose,
 };
 
