@@ -1,4 +1,4 @@
-// plumbline plan: what every rank of every shape would hold, in exact bytes, and whether it fits.
+// plumbline plan: what every rank of every shape would hold, in exact bytes, whether it fits, and how fast it should be.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -8,9 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cli/command.h"
+#include "cli/device_kinds.h"
 #include "cli/model_flags.h"
+#include "kernels/backend.h"
 #include "proto/status.h"
-#include "worker/host_facts.h"
 
 namespace plumbline {
 namespace {
@@ -18,39 +19,49 @@ namespace {
 struct PlanFlags {
   ModelFlags model;
   std::vector<std::string> devices;  // NAME:COUNT
+  int64_t prompt_tokens = 512, batch = 1, context = 32;  // whose speed is predicted
   bool one_shape = false;            // --tp or --pp was given
   bool json = false;
 };
 
-struct DeviceKind {
-  const char* name;
-  int64_t bytes;  // that a process can have: the vendor's figure less 4 %
-};
-constexpr int64_t UsableOf(double gigabytes) { return static_cast<int64_t>(gigabytes * 0.96e9); }
-constexpr DeviceKind kDevices[] = {
-    {"h200", UsableOf(141)}, {"h100", UsableOf(80)}, {"a100-80", UsableOf(80)},
-    {"a100-40", UsableOf(40)}, {"l40s", UsableOf(48)}, {"rtx4090", UsableOf(24)},
-};
-
 struct Budget {
-  std::string name;
-  int64_t bytes_per_rank = 0;
+  DeviceKind device;
   int max_ranks = 0;
 };
 
-absl::StatusOr<Budget> BudgetOf(const std::string& device) {
+absl::StatusOr<Budget> BudgetOf(const std::string& device, const PlanFlags& flags, const NamedModel& model) {
   const std::vector<std::string> parts = absl::StrSplit(device, ':');
   int count = 1;
   if (parts.size() > 2 || (parts.size() == 2 && (!absl::SimpleAtoi(parts[1], &count) || count < 1))) {
     return absl::InvalidArgumentError(absl::StrCat("--device '", device, "': expected NAME:COUNT"));
   }
-  if (parts[0] == "cpu") return Budget{"cpu", AvailableMemoryBytes() / count, count};
+  if (parts[0] == "cpu") {
+    const std::string arithmetic = flags.model.arithmetic.empty() ? CpuArithmetics().front() : flags.model.arithmetic;
+    return Budget{ThisCpu(count, arithmetic, ThreadsPerRank(flags.model, 1), model.compute_dtype), count};
+  }
   std::string known = "cpu";
-  for (const DeviceKind& kind : kDevices) {
-    if (parts[0] == kind.name) return Budget{kind.name, kind.bytes, count};
+  for (const DeviceKind& kind : KnownGpus()) {
+    if (parts[0] == kind.name) return Budget{kind, count};
     absl::StrAppend(&known, ", ", kind.name);
   }
   return absl::InvalidArgumentError(absl::StrCat("--device '", parts[0], "' is unknown; known are: ", known));
+}
+
+// Tokens per second of one prompt, and of sequences that decode together.
+struct Prediction {
+  double prefill = 0, decode = 0;
+};
+
+Prediction Predict(const PlanFlags& flags, const NamedModel& model, const ShardPlan& plan, int64_t max_step_tokens,
+                   const DeviceSpeed& device) {
+  double prefill = 0;
+  for (int64_t at = 0; at < flags.prompt_tokens; at += max_step_tokens) {
+    const int64_t rows = std::min(max_step_tokens, flags.prompt_tokens - at);
+    prefill += StepSeconds(model.config, plan, model.compute_dtype, device, {.rows = rows, .context = at, .prompt = true});
+  }
+  const double decode = StepSeconds(model.config, plan, model.compute_dtype, device,
+                                    {.num_sequences = flags.batch, .context = flags.context});
+  return {static_cast<double>(flags.prompt_tokens) / prefill, static_cast<double>(flags.batch) / decode};
 }
 
 nlohmann::ordered_json RankJson(const RankBytes& rank) {
@@ -84,7 +95,7 @@ absl::Status RunPlan(const PlanFlags& flags) {
   const CacheLimits limits = LimitsFor(flags.model, model);
   std::vector<Budget> budgets;
   for (const std::string& device : flags.devices) {
-    PL_ASSIGN_OR_RETURN(budgets.emplace_back(), BudgetOf(device));
+    PL_ASSIGN_OR_RETURN(budgets.emplace_back(), BudgetOf(device, flags, model));
   }
   nlohmann::ordered_json shapes = nlohmann::ordered_json::array();
   if (!flags.json) {
@@ -111,11 +122,19 @@ absl::Status RunPlan(const PlanFlags& flags) {
     for (const Budget& budget : budgets) {
       absl::Status fits = mesh.size() > budget.max_ranks
                               ? absl::ResourceExhaustedError(absl::StrCat("needs ", mesh.size(), " devices"))
-                              : CheckFits(ranks, budget.bytes_per_rank);
-      shape["fits"][budget.name] = fits.ok();
-      if (!flags.json) {
-        std::printf("  %s:%d %s%s\n", budget.name.c_str(), budget.max_ranks, fits.ok() ? "fits" : "does not fit: ",
-                    std::string(fits.message()).c_str());
+                              : CheckFits(ranks, budget.device.bytes);
+      const std::string& name = budget.device.name;
+      const Prediction speed = Predict(flags, model, *plan, limits.max_step_tokens, budget.device.speed);
+      shape["fits"][name] = fits.ok();
+      shape["predicted"][name] = {{"prefill_tokens_per_second", speed.prefill}, {"decode_tokens_per_second", speed.decode}};
+      if (flags.json) continue;
+      std::printf("  %s:%d ", name.c_str(), budget.max_ranks);
+      if (fits.ok()) {
+        std::printf("fits; predicted tokens/s: prefill %lld %.0f, decode b=%lld %.1f\n",
+                    static_cast<long long>(flags.prompt_tokens), speed.prefill, static_cast<long long>(flags.batch),
+                    speed.decode);
+      } else {
+        std::printf("does not fit: %s\n", std::string(fits.message()).c_str());
       }
     }
     shapes.push_back(std::move(shape));
@@ -128,11 +147,16 @@ absl::Status RunPlan(const PlanFlags& flags) {
 
 void AddPlan(CLI::App& app, CommandMain& chosen) {
   auto flags = std::make_shared<PlanFlags>();
-  CLI::App* command = app.add_subcommand("plan", "exact bytes of every rank for every cluster shape; fit or no fit");
+  CLI::App* command = app.add_subcommand("plan", "exact bytes of every rank for every cluster shape; fit or no fit; predicted speed");
   AddModelSource(*command, flags->model);
   command->add_option("--tp", flags->model.mesh.tp, "only this tensor-parallel size")->check(CLI::IsMember({1, 2, 4, 8}));
   command->add_option("--pp", flags->model.mesh.pp, "only this number of pipeline stages")->check(CLI::Range(1, 64));
-  command->add_option("--device", flags->devices, "NAME:COUNT to check the fit against, e.g. h100:4 or cpu:2; repeatable");
+  command->add_option("--device", flags->devices, "NAME:COUNT to check the fit against and predict the speed of, e.g. h100:4 or cpu:2; repeatable");
+  command->add_option("--prompt-tokens", flags->prompt_tokens, "of the prompt whose speed is predicted")->check(CLI::PositiveNumber);
+  command->add_option("--batch", flags->batch, "sequences decoding together")->check(CLI::PositiveNumber);
+  command->add_option("--context", flags->context, "tokens in the cache while decoding")->check(CLI::NonNegativeNumber);
+  command->add_option("--threads", flags->model.threads, "of this machine, for --device cpu; 0: all");
+  command->add_option("--arithmetic", flags->model.arithmetic, "of this machine, for --device cpu")->check(CLI::IsMember(CpuArithmetics()));
   command->add_option("--compute-dtype", flags->model.compute_dtype, "auto or f32")->check(CLI::IsMember({"auto", "f32"}));
   command->add_option("--max-tokens", flags->model.limits.max_tokens, "KV cache in tokens");
   command->add_option("--max-sequences", flags->model.limits.max_sequences, "sequences under way at once");

@@ -40,7 +40,7 @@ void AddAttention(const ModelConfig& config, const ShardPlan& plan, DType act, c
   const double width = Real(plan.LocalHeads(config.attention.num_heads) * config.attention.head_dim);
   const double rows = Real(step.rows), end = Real(step.context) + rows;
   cost.cache_bytes += Real(step.num_sequences) * 2 * end * kv_row;
-  cost.sequence_flops += Real(step.num_sequences) * 4 * width * rows * (end - (rows - 1) / 2);
+  cost.attention_flops += Real(step.num_sequences) * 4 * width * rows * (end - (rows - 1) / 2);
 }
 
 void AddDeltaNet(const ModelConfig& config, const ShardPlan& plan, DType act, const StepShape& step, StepCost& cost) {
@@ -53,7 +53,7 @@ void AddDeltaNet(const ModelConfig& config, const ShardPlan& plan, DType act, co
   const double earlier = step.prompt ? (kChunkTokens + 1) / 2.0 : 0;  // rows of its chunk that a row meets, on average
   cost.cache_bytes += Real(step.num_sequences) * 2 *
                       (state * sizeof(float) + channels * Real(net.conv_width - 1) * static_cast<double>(SizeOf(act)));
-  cost.sequence_flops += rows * (6 * state + 4 * earlier * (key_width + value_width) + 2 * Real(net.conv_width) * channels);
+  cost.delta_net_flops += rows * (6 * state + 4 * earlier * (key_width + value_width) + 2 * Real(net.conv_width) * channels);
 }
 
 }  // namespace
@@ -96,7 +96,9 @@ double StepSeconds(const ModelConfig& config, const ShardPlan& plan, DType act, 
   for (int stage = 0; stage < plan.mesh().pp; ++stage) {
     const StepCost cost = CostOfStep(config, plan, stage, act, step);
     seconds += std::max(cost.weight_bytes / device.bytes_per_second, cost.linear_flops / device.linear_flops_per_second);
-    seconds += std::max(cost.cache_bytes / device.bytes_per_second, cost.sequence_flops / device.sequence_flops_per_second);
+    seconds += std::max(cost.cache_bytes / device.bytes_per_second,
+                        cost.attention_flops / device.attention_flops_per_second +
+                            cost.delta_net_flops / device.delta_net_flops_per_second);
     seconds += cost.num_exchanges * device.exchange_seconds;
     if (cost.exchange_bytes > 0) seconds += cost.exchange_bytes / device.link_bytes_per_second;
   }

@@ -21,7 +21,8 @@ struct StepCost {
   double weight_bytes = 0;    // of linears
   double linear_flops = 0;
   double cache_bytes = 0;     // keys and values read, recurrent states read and written
-  double sequence_flops = 0;  // attention, the delta rule, its convolution
+  double attention_flops = 0;
+  double delta_net_flops = 0; // convolution and delta rule
   double exchange_bytes = 0;  // that a rank sends to the others of its stage
   int num_exchanges = 0;      // one after the other
 };
@@ -31,7 +32,8 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
 struct DeviceSpeed {
   double bytes_per_second = 0;
   double linear_flops_per_second = 0;    // many rows
-  double sequence_flops_per_second = 0;
+  double attention_flops_per_second = 0;
+  double delta_net_flops_per_second = 0;
   double link_bytes_per_second = 0;      // from a rank to the others of its stage
   double exchange_seconds = 0;           // of a small exchange between the ranks of a stage
 };

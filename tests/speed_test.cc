@@ -14,14 +14,16 @@ namespace plumbline {
 namespace {
 
 struct Counted {
-  double linear_flops = 0, sequence_flops = 0, linear_bytes = 0;
+  double linear_flops = 0, attention_flops = 0, delta_net_flops = 0, linear_bytes = 0;
 };
 
 Counted Count(const OpProfile& profile) {
   Counted counted;
   for (const auto& [op, totals] : profile) {
-    if (absl::StartsWith(op, "Attention") || absl::StartsWith(op, "ConvGatedDeltaNet")) {
-      counted.sequence_flops += totals.cost.flops;
+    if (absl::StartsWith(op, "Attention")) {
+      counted.attention_flops += totals.cost.flops;
+    } else if (absl::StartsWith(op, "ConvGatedDeltaNet")) {
+      counted.delta_net_flops += totals.cost.flops;
     } else {
       counted.linear_flops += totals.cost.flops;
     }
@@ -57,7 +59,8 @@ TEST_P(SpeedTest, CostIsWhatTheOpsOfAStepCount) {
   const StepCost cost = CostOfStep(config, plan, 0, config.dtype, {.rows = 128, .prompt = true});
   // The head's rows are padded to whole leaves.
   EXPECT_NEAR(cost.linear_flops, counted.linear_flops, 0.01 * counted.linear_flops);
-  EXPECT_NEAR(cost.sequence_flops, counted.sequence_flops, 1e-6 * counted.sequence_flops);
+  EXPECT_NEAR(cost.attention_flops, counted.attention_flops, 1e-6 * counted.attention_flops);
+  EXPECT_NEAR(cost.delta_net_flops, counted.delta_net_flops, 1e-6 * counted.delta_net_flops);
   EXPECT_LT(cost.weight_bytes, counted.linear_bytes);  // which also has activations
 }
 
@@ -65,7 +68,8 @@ TEST(SpeedTest, DecodeIsTheBytesOfTheWeightsAtTheBandwidth) {
   const std::string path = absl::StrCat(PLUMBLINE_SOURCE_DIR, "/tests/golden/llama3");
   const ModelConfig config = ReadModelConfig(path).value();
   const ShardPlan plan = ShardPlan::Make(config, {}).value();
-  const DeviceSpeed device = {.bytes_per_second = 1e9, .linear_flops_per_second = 1e15, .sequence_flops_per_second = 1e15};
+  const DeviceSpeed device = {.bytes_per_second = 1e9, .linear_flops_per_second = 1e15,
+                              .attention_flops_per_second = 1e15, .delta_net_flops_per_second = 1e15};
   const StepCost cost = CostOfStep(config, plan, 0, config.dtype, {});
   EXPECT_DOUBLE_EQ(StepSeconds(config, plan, config.dtype, device, {}), (cost.weight_bytes + cost.cache_bytes) / 1e9);
 }
@@ -77,7 +81,7 @@ TEST(SpeedTest, TwoRanksHaveHalfTheWorkAndAnExchange) {
   const StepCost one = CostOfStep(config, ShardPlan::Make(config, {}).value(), 0, config.dtype, step);
   const StepCost two = CostOfStep(config, ShardPlan::Make(config, {.tp = 2}).value(), 0, config.dtype, step);
   EXPECT_NEAR(two.linear_flops, one.linear_flops / 2, 0.01 * one.linear_flops);
-  EXPECT_DOUBLE_EQ(two.sequence_flops, one.sequence_flops / 2);
+  EXPECT_DOUBLE_EQ(two.attention_flops, one.attention_flops / 2);
   EXPECT_EQ(one.num_exchanges, 0);
   EXPECT_EQ(two.num_exchanges, 4 * config.num_layers());
   EXPECT_GT(two.exchange_bytes, 0);
