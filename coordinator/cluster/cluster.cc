@@ -14,6 +14,7 @@
 #include "coordinator/cluster/epoch_store.h"
 #include "coordinator/cluster/event_queue.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/step_clock.h"
 #include "coordinator/cluster/worker_link_server.h"
 #include "kernels/check.h"
 #include "parallel/step_codec.h"
@@ -63,6 +64,7 @@ struct Slot {
 
 struct InFlight {
   uint64_t step = 0;
+  int64_t num_rows = 0;
   absl::Time submitted_at;
 };
 
@@ -75,7 +77,8 @@ class ClusterImpl final : public Cluster {
                           options_.compute_f32 ? DType::kF32 : config_.dtype)),
         membership_(
             {.mesh = options_.mesh, .build = options_.build, .arithmetic = options_.arithmetic}),
-        slots_(options_.mesh.size()) {
+        slots_(options_.mesh.size()),
+        step_clock_({.least = std::min(options_.late_step_least, options_.step_timeout), .most = options_.step_timeout}) {
     for (int rank = 0; rank < options_.mesh.size(); ++rank) {
       const int stage = options_.mesh.StageOf(rank);
       const StageRange layers = plan.LayersOf(stage);
@@ -131,7 +134,9 @@ class ClusterImpl final : public Cluster {
     std::lock_guard lock(mutex_);
     if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
     if (in_flight_.empty()) progress_at_ = absl::Now();
-    in_flight_.push_back({plan.step, absl::Now()});
+    int64_t num_rows = 0;
+    for (const SequencePlan& sequence : plan.sequences) num_rows += static_cast<int64_t>(sequence.tokens.size());
+    in_flight_.push_back({plan.step, num_rows, absl::Now()});
     ++epoch_submitted_;
     for (Slot& slot : slots_) slot.worker->Send(message);
   }
@@ -294,8 +299,10 @@ class ClusterImpl final : public Cluster {
           rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(),
                                                  " that is not due: ", result.status().message())));
     }
+    const absl::Time now = absl::Now();
+    step_clock_.Observe(in_flight_.front().num_rows, now - FrontStartedAt());
     in_flight_.pop_front();
-    progress_at_ = absl::Now();
+    progress_at_ = now;
     fruitless_epochs_ = 0;
     ++epoch_done_;
     Post(*std::move(result));
@@ -463,9 +470,9 @@ class ClusterImpl final : public Cluster {
       progress_at_ += pause;
     }
     for (int rank = 0; rank < options_.mesh.size(); ++rank) CheckAlive(rank, now);
-    if (phase_ == Phase::kRunning && !in_flight_.empty() &&
-        now - std::max(progress_at_, in_flight_.front().submitted_at) > options_.step_timeout) {
-      LoseEpoch(LateStep());
+    if (phase_ == Phase::kRunning && !in_flight_.empty()) {
+      const absl::Duration deadline = step_clock_.DeadlineOf(in_flight_.front().num_rows);
+      if (now - FrontStartedAt() > deadline) LoseEpoch(LateStep(deadline));
     }
     if (phase_ != Phase::kGathering) return;
     ConfigureIfComplete();
@@ -498,8 +505,11 @@ class ClusterImpl final : public Cluster {
     }
   }
 
+  // When the oldest step in flight was the next one to be done.
+  absl::Time FrontStartedAt() const { return std::max(progress_at_, in_flight_.front().submitted_at); }
+
   // Names the ranks that are furthest behind.
-  absl::Status LateStep() const {
+  absl::Status LateStep(absl::Duration deadline) const {
     uint64_t least = UINT64_MAX;
     for (const Slot& slot : slots_) least = std::min(least, slot.epoch_steps);
     std::vector<std::string> behind;
@@ -508,7 +518,7 @@ class ClusterImpl final : public Cluster {
     }
     return absl::DeadlineExceededError(
         absl::StrCat("step ", in_flight_.front().step, " is not done after ",
-                     absl::FormatDuration(options_.step_timeout), "; furthest behind, ", least,
+                     absl::FormatDuration(deadline), "; furthest behind, ", least,
                      " steps into the epoch: ", absl::StrJoin(behind, ", ")));
   }
 
@@ -533,6 +543,7 @@ class ClusterImpl final : public Cluster {
   std::string arithmetic_;
   std::deque<InFlight> in_flight_;
   absl::Time progress_at_;        // the last step done
+  StepClock step_clock_;
   uint64_t epoch_submitted_ = 0;  // steps
   uint64_t epoch_done_ = 0;
   int fruitless_epochs_ = 0;

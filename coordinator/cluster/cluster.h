@@ -39,7 +39,8 @@ struct ClusterOptions {
   absl::Duration rejoin_timeout = absl::Seconds(120);  // until a lost one is replaced
   absl::Duration load_timeout = absl::Seconds(60);     // of a rank without progress
   absl::Duration heartbeat_timeout = absl::Seconds(4);
-  absl::Duration step_timeout = absl::Seconds(120);
+  absl::Duration step_timeout = absl::Seconds(120);    // of any step; a shorter one follows from those that are done,
+  absl::Duration late_step_least = absl::Seconds(4);   // but none shorter than this
   int max_fruitless_epochs =
       10;  // in a row that end without a step done, before the cluster gives up
 
