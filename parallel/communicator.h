@@ -63,6 +63,18 @@ struct GroupMember {
 // Ranks are processes; host memory over TCP. Blocks until all members have connected or connect_timeout has passed.
 absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GroupMember& member, RendezvousStore& store);
 
+// Ranks are processes of one host; host memory through memory they share. FAILED_PRECONDITION, on every member alike and
+// naming one and its reason, when not all can.
+absl::StatusOr<std::unique_ptr<Communicator>> ConnectShm(const GroupMember& member, RendezvousStore& store);
+
+// What carries the bytes between processes; kAuto: shared memory where all members of a group can, else Gloo.
+enum class ProcessTransport { kAuto, kShm, kGloo };
+// "auto", "shm" or "gloo".
+absl::StatusOr<ProcessTransport> ParseProcessTransport(const std::string& name);
+// All members must give the same transport.
+absl::StatusOr<std::unique_ptr<Communicator>> ConnectProcesses(const GroupMember& member, ProcessTransport transport,
+                                                               RendezvousStore& store);
+
 // Ranks are GPUs. UNIMPLEMENTED in a build without NCCL.
 absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(const GroupMember& member, RendezvousStore& store);
 

@@ -19,6 +19,7 @@
 #include "gloo/transport/unbound_buffer.h"
 #include "parallel/communicator.h"
 #include "parallel/gloo_links.h"
+#include "parallel/group_errors.h"
 
 namespace plumbline {
 namespace {
@@ -226,8 +227,7 @@ class GlooCommunicator final : public Communicator {
       ended_.wait_until(lock, call_ != nullptr ? call_->deadline : Clock::now() + timeout);
       if (!status_.ok() || call_ == nullptr || Clock::now() < call_->deadline) continue;
       const std::string cause =
-          absl::StrCat(NameOf(member_), ", ", call_->operation, ": rank ", call_->peer.load(),
-                       " did not answer within ", absl::FormatDuration(absl::FromChrono(timeout)));
+          absl::StrCat(NameOf(member_), ", ", call_->operation, ": ", DidNotAnswer(member_, call_->peer.load()));
       lock.unlock();
       End(absl::DeadlineExceededError(cause), cause);
       lock.lock();
@@ -244,7 +244,7 @@ class GlooCommunicator final : public Communicator {
     }
     const Fault fault = FindFault();
     if (!fault.told.empty()) {
-      End(absl::UnavailableError(absl::StrCat(where, ": group ended by another rank: ", fault.told)), fault.told);
+      End(absl::UnavailableError(absl::StrCat(where, ": ", EndedByAnother(fault.told))), fault.told);
     } else {
       const std::string cause = absl::StrCat(where, ": ", fault.seen, " (", error, ")");
       End(absl::UnavailableError(cause), cause);

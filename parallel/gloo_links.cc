@@ -14,12 +14,9 @@
 #include "gloo/transport/address.h"
 #include "gloo/transport/pair.h"
 #include "gloo/transport/tcp/device.h"
+#include "parallel/group_errors.h"
 
 namespace plumbline {
-
-std::string NameOf(const GroupMember& member) {
-  return absl::StrCat("rank ", member.rank, " of group '", member.group, "'");
-}
 
 std::chrono::milliseconds GlooMilliseconds(absl::Duration duration) {
   return absl::ToChronoMilliseconds(std::clamp(duration, absl::Milliseconds(1), absl::Hours(24)));
@@ -69,11 +66,7 @@ std::string AddressKey(const GroupMember& member, int rank) { return absl::StrCa
 absl::StatusOr<std::vector<char>> PeerAddress(const GroupMember& member, int peer, RendezvousStore& store,
                                               absl::Duration timeout) {
   absl::StatusOr<std::string> hex = store.Get(AddressKey(member, peer), timeout);
-  if (!hex.ok()) {
-    return absl::Status(hex.status().code(), absl::StrCat(NameOf(member), ": rank ", peer, " did not join within ",
-                                                          absl::FormatDuration(member.connect_timeout), ": ",
-                                                          hex.status().message()));
-  }
+  if (!hex.ok()) return DidNotJoin(member, peer, hex.status());
   const std::string bytes = absl::HexStringToBytes(*hex);
   const size_t length = bytes.size() / (member.size - 1);
   if (length == 0 || bytes.size() % (member.size - 1) != 0) {

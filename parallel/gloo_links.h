@@ -3,7 +3,6 @@
 
 #include <chrono>
 #include <memory>
-#include <string>
 
 #include "absl/status/statusor.h"
 #include "gloo/transport/context.h"
@@ -21,8 +20,6 @@ struct GlooLinks {
 // Blocks until every pair of members is connected. DEADLINE_EXCEEDED names the rank that did not join.
 absl::StatusOr<GlooLinks> ConnectGlooLinks(const GroupMember& member, RendezvousStore& store);
 
-// "rank 1 of group 'g'"
-std::string NameOf(const GroupMember& member);
 // Between 1 ms and a day: Gloo takes negative times for "the default" and adds to clocks without care.
 std::chrono::milliseconds GlooMilliseconds(absl::Duration duration);
 
