@@ -48,7 +48,8 @@ void PrintHost() {
 }
 
 const char* NameOf(LocalRanks::Options::Transport transport) {
-  return transport == LocalRanks::Options::Transport::kGloo ? "gloo" : "threads";
+  using Transport = LocalRanks::Options::Transport;
+  return transport == Transport::kThreads ? "threads" : transport == Transport::kGloo ? "gloo" : "shm";
 }
 
 absl::Status CheckModel(const ModelFlags& flags) {
@@ -64,7 +65,8 @@ absl::Status CheckModel(const ModelFlags& flags) {
       if (pp <= model.config.num_layers()) options.meshes.push_back({tp, pp});
     }
   }
-  options.transports = {LocalRanks::Options::Transport::kThreads, LocalRanks::Options::Transport::kGloo};
+  options.transports = {LocalRanks::Options::Transport::kThreads, LocalRanks::Options::Transport::kShm,
+                        LocalRanks::Options::Transport::kGloo};
   options.batches = {1, 2, 3, 7, 16, 17, 64};
   options.chunks = {64, 128, 512, 0};
   options.prompt_tokens = std::min<int64_t>(200, model.config.max_positions - options.generated_tokens);

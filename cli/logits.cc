@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/command.h"
 #include "cli/model_session.h"
+#include "cli/runner_factory.h"
 #include "cli/sha256.h"
 #include "proto/status.h"
 #include "worker/safetensors.h"
@@ -94,8 +95,8 @@ void AddLogits(CLI::App& app, CommandMain& chosen) {
   command->add_option("--tokens", flags->tokens, "safetensors file with int32 tensors tokens.0, tokens.1, ...")->required();
   command->add_option("--out", flags->out, "safetensors file to write: logits.i [T, V] f32");
   command->add_option("--chunk", flags->chunk, "prompt tokens per step, a multiple of 64")->check(CLI::NonNegativeNumber);
-  command->add_option("--transport", flags->transport, "between ranks: threads, gloo, or processes (a real cluster)")
-      ->check(CLI::IsMember({"threads", "gloo", "processes"}));
+  command->add_option("--transport", flags->transport, kRunnerTransportHelp)
+      ->check(CLI::IsMember(RunnerTransports()));
   command->footer("Example: plumbline logits --model deploy/demo_model/model --tokens tokens.safetensors --out logits.safetensors --tp 2 --pp 2");
   command->callback([flags, &chosen] { chosen = [flags] { return RunLogits(*flags); }; });
 }

@@ -17,7 +17,7 @@ enum class TextNeed { kNone, kRequired };
 
 class ModelSession {
  public:
-  // Loads the model as the flags say. transport: "threads" or "gloo", ranks as threads; "processes", workers as in a cluster.
+  // Loads the model as the flags say. transport: as StartRunner's.
   static absl::StatusOr<std::unique_ptr<ModelSession>> Open(const ModelFlags& flags, TextNeed text,
                                                             const std::string& transport = "threads");
 

@@ -60,9 +60,10 @@ absl::StatusOr<StartedRunner> StartThreads(const ModelFlags& flags, const NamedM
   return started;
 }
 
-absl::StatusOr<StartedRunner> StartProcesses(const ModelFlags& flags, const NamedModel& model) {
+absl::StatusOr<StartedRunner> StartProcesses(const ModelFlags& flags, const NamedModel& model,
+                                             const std::string& transport) {
   PL_ASSIGN_OR_RETURN(std::unique_ptr<WorkerFleet> started_fleet,
-                      WorkerFleet::Start(flags, model, {.join_token = "", .log = [](const std::string& line) {
+                      WorkerFleet::Start(flags, model, {.join_token = "", .transport = transport, .log = [](const std::string& line) {
                                                           std::fprintf(stderr, "%s\n", line.c_str());
                                                         }}));
   const std::shared_ptr<WorkerFleet> fleet = std::move(started_fleet);
@@ -82,15 +83,21 @@ absl::StatusOr<StartedRunner> StartProcesses(const ModelFlags& flags, const Name
 
 }  // namespace
 
+std::vector<std::string> RunnerTransports() { return {"threads", "shm", "gloo", "processes", "processes-gloo"}; }
+
 absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport,
                                           OpProfile* profile) {
   if (profile && (flags.mesh.size() > 1 || transport != "threads")) {
     return absl::InvalidArgumentError("--ops: only with one rank in this process: --tp 1 --pp 1 --transport threads");
   }
   PL_RETURN_IF_ERROR(CheckHostMemory(model, flags.mesh, LimitsFor(flags, model)));
-  if (transport == "processes") return StartProcesses(flags, model);
-  return StartThreads(flags, model, transport == "gloo" ? LocalRanks::Options::Transport::kGloo
-                                                        : LocalRanks::Options::Transport::kThreads,
+  if (transport == "processes") return StartProcesses(flags, model, "auto");
+  if (transport == "processes-gloo") return StartProcesses(flags, model, "gloo");
+  using Transport = LocalRanks::Options::Transport;
+  return StartThreads(flags, model,
+                      transport == "gloo"  ? Transport::kGloo
+                      : transport == "shm" ? Transport::kShm
+                                           : Transport::kThreads,
                       profile);
 }
 

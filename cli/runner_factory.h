@@ -26,9 +26,13 @@ struct StartedRunner {
   std::function<std::vector<RankMemory>()> memory;  // by rank, now
 };
 
-// transport: "threads" or "gloo": ranks are threads of this process; "processes": a coordinator and worker processes, as
-// in a cluster. Shows a progress bar while loading on a terminal.
-// profile: where given, the time of every op is kept there; one rank only, outlives the runner.
+inline constexpr char kRunnerTransportHelp[] =
+    "ranks are threads (threads; shm and gloo: that talk like processes), or processes (a real cluster; processes-gloo: over TCP)";
+std::vector<std::string> RunnerTransports();
+
+// transport: one of RunnerTransports(). "threads", "shm", "gloo": ranks are threads of this process; "processes": a
+// coordinator and worker processes, as in a cluster; "processes-gloo": and no memory shared. Shows a progress bar while
+// loading on a terminal. profile: where given, the time of every op is kept there; one rank only, outlives the runner.
 absl::StatusOr<StartedRunner> StartRunner(const ModelFlags& flags, const NamedModel& model, const std::string& transport,
                                           OpProfile* profile = nullptr);
 

@@ -41,6 +41,7 @@ struct ServeFlags {
   int64_t drain_seconds = 30;
   int64_t stuck_seconds = 30;
   bool launch = true;
+  std::string transport = "auto";
 };
 
 struct HostPort {
@@ -138,6 +139,7 @@ class Server {
                                                    {.worker_listen = flags_.worker_listen,
                                                     .join_token = token,
                                                     .launch = flags_.launch,
+                                                    .transport = flags_.transport,
                                                     .log = [](const std::string& line) {
                                                       std::fprintf(stderr, "%s\n", line.c_str());
                                                     }}));
@@ -236,6 +238,8 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       ->check(CLI::NonNegativeNumber);
   command.add_option("--max-queue", flags.max_queue, "waiting requests; more get 429")->check(CLI::PositiveNumber);
   command.add_option("--stuck-seconds", flags.stuck_seconds, "not ready when one step takes longer")->check(CLI::PositiveNumber);
+  command.add_option("--transport", flags.transport, "between ranks; auto: shm, memory they share, inside one host, else gloo, TCP")
+      ->check(CLI::IsMember({"auto", "shm", "gloo"}));
   command.add_option("--drain-seconds", flags.drain_seconds, "patience with running requests on SIGTERM")
       ->check(CLI::NonNegativeNumber);
 }

@@ -25,6 +25,7 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   cluster.compute_f32 = model.compute_dtype == DType::kF32 && model.config.dtype != DType::kF32;
   cluster.limits = LimitsFor(flags, model);
   cluster.num_threads = ThreadsPerRank(flags, options.launch ? flags.mesh.size() : 1);
+  cluster.transport = options.transport;
   cluster.log = options.log;
   cluster.on_given_up = [self](int rank, int64_t pid) {
     if (self->launcher_ != nullptr) self->launcher_->Kill(rank, pid);

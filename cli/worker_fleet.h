@@ -16,6 +16,7 @@ struct FleetOptions {
   std::string worker_listen = "127.0.0.1:0";
   std::string join_token;  // empty: a new one
   bool launch = true;      // start every rank on this host
+  std::string transport = "auto";  // between ranks: auto, shm or gloo
   std::function<void(const std::string& line)> log;  // from any thread; may be empty
 };
 

@@ -28,8 +28,8 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-constexpr microseconds kWatchTime(50);       // with a core for every rank
-constexpr microseconds kShortWatchTime(10);  // without: giving the core away at every look
+constexpr microseconds kWatchTime(50);  // at first without giving the core away
+constexpr microseconds kKeepCoreTime(4);
 constexpr milliseconds kLookUpInterval(10);  // a dead peer is missed that soon
 
 enum class Operation : uint64_t { kNone, kAllGather, kAllToAll, kBroadcast, kSend, kRecv };
@@ -218,8 +218,10 @@ class ShmCommunicator final : public Communicator {
         segment_->AfterSleep(rank());
         sleepy = false;
         if (!woken) LookForEnd();
-      } else if (now - *idle_since < (has_cores_ ? kWatchTime : kShortWatchTime)) {
-        has_cores_ ? Pause() : static_cast<void>(sched_yield());
+      } else if (now - *idle_since < kKeepCoreTime) {
+        Pause();
+      } else if (now - *idle_since < kWatchTime) {
+        sched_yield();
       } else {
         sleepy = true;
         ticket = segment_->BeforeSleep(rank());

@@ -24,8 +24,10 @@ ExactnessOptions OptionsFor(const std::string& dir) {
 }
 
 std::string Describe(const ExactnessRun& run) {
-  return absl::StrCat("tp ", run.mesh.tp, " pp ", run.mesh.pp, run.transport == Transport::kGloo ? " gloo" : " threads",
-                      " batch ", run.batch, " chunk ", run.chunk, run.preempted ? " preempted" : "", ": ",
+  const char* transport = run.transport == Transport::kGloo  ? " gloo"
+                          : run.transport == Transport::kShm ? " shm"
+                                                             : " threads";
+  return absl::StrCat("tp ", run.mesh.tp, " pp ", run.mesh.pp, transport, " batch ", run.batch, " chunk ", run.chunk, run.preempted ? " preempted" : "", ": ",
                       run.differing_tokens, " of ", run.tokens, " tokens differ, first at ", run.first_difference);
 }
 
@@ -66,10 +68,10 @@ TEST_P(ExactnessTest, TensorAndPipelineParallel) {
   ExpectExact(options);
 }
 
-TEST_P(ExactnessTest, GlooBetweenRanks) {
+TEST_P(ExactnessTest, ProcessTransportsBetweenRanks) {
   ExactnessOptions options = OptionsFor(GetParam());
   options.meshes = {{2, 2}, {4, 1}};
-  options.transports = {Transport::kGloo};
+  options.transports = {Transport::kGloo, Transport::kShm};
   options.batches = {3};
   options.chunks = {128};
   options.generated_tokens = 4;

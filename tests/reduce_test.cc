@@ -50,7 +50,7 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-enum class Transport { kLocal, kGloo };
+enum class Transport { kLocal, kGloo, kShm };
 
 struct Case {
   Transport transport;
@@ -64,7 +64,8 @@ std::vector<std::unique_ptr<Communicator>> MakeGroup(const Case& c) {
   std::vector<std::thread> threads;
   for (int r = 0; r < c.size; ++r) {
     threads.emplace_back([&, r] {
-      auto member = ConnectGloo({.rank = r, .size = c.size, .group = "reduce", .bind_address = "127.0.0.1"}, *store);
+      const GroupMember options = {.rank = r, .size = c.size, .group = "reduce", .bind_address = "127.0.0.1"};
+      auto member = c.transport == Transport::kGloo ? ConnectGloo(options, *store) : ConnectShm(options, *store);
       PL_CHECK(member.ok());
       members[r] = *std::move(member);
     });
@@ -112,9 +113,12 @@ INSTANTIATE_TEST_SUITE_P(Groups, PartialExchangeTest,
                          testing::Values(Case{Transport::kLocal, 1}, Case{Transport::kLocal, 2},
                                          Case{Transport::kLocal, 4}, Case{Transport::kLocal, 8},
                                          Case{Transport::kGloo, 1}, Case{Transport::kGloo, 2},
-                                         Case{Transport::kGloo, 4}, Case{Transport::kGloo, 8}),
+                                         Case{Transport::kGloo, 4}, Case{Transport::kGloo, 8},
+                                         Case{Transport::kShm, 2}, Case{Transport::kShm, 8}),
                          [](const testing::TestParamInfo<Case>& info) {
-                           return absl::StrCat(info.param.transport == Transport::kLocal ? "Local" : "Gloo",
+                           return absl::StrCat(info.param.transport == Transport::kLocal  ? "Local"
+                                               : info.param.transport == Transport::kGloo ? "Gloo"
+                                                                                          : "Shm",
                                                info.param.size);
                          });
 

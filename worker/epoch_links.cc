@@ -28,13 +28,13 @@ absl::Status EpochLinks::Connect() {
 }
 
 absl::Status EpochLinks::ConnectGroup(const Group& group, std::unique_ptr<Communicator>& member) {
-  auto connected = ConnectGloo({.rank = group.rank,
-                                .size = group.size,
-                                .group = group.name,
-                                .bind_address = options_.bind_address,
-                                .timeout = options_.call_timeout,
-                                .connect_timeout = kConnectTimeout},
-                               *store_);
+  auto connected = ConnectProcesses({.rank = group.rank,
+                                     .size = group.size,
+                                     .group = group.name,
+                                     .bind_address = options_.bind_address,
+                                     .timeout = options_.call_timeout,
+                                     .connect_timeout = kConnectTimeout},
+                                    options_.transport, *store_);
   std::lock_guard lock(mutex_);
   // Kept in any case: its end is not to be waited for here.
   if (connected.ok()) member = *std::move(connected);

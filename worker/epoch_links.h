@@ -24,6 +24,7 @@ class EpochLinks {
     int rank = 0;
     std::string bind_address;
     absl::Duration call_timeout;
+    ProcessTransport transport = ProcessTransport::kAuto;
   };
   EpochLinks(Options options, std::unique_ptr<WorkerLink::Store> store);
 

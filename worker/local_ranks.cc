@@ -102,7 +102,9 @@ class LocalRanksImpl final : public LocalRanks {
     }
   }
 
-  absl::Status ConnectGlooGroups(int r, RendezvousStore& store) {
+  absl::Status ConnectAsProcesses(int r, RendezvousStore& store) {
+    const auto transport =
+        options_.transport == Options::Transport::kGloo ? ProcessTransport::kGloo : ProcessTransport::kShm;
     const Mesh& mesh = options_.mesh;
     const int stage = mesh.StageOf(r), tp_index = mesh.TpIndexOf(r);
     GroupMember member = {.rank = tp_index,
@@ -110,13 +112,13 @@ class LocalRanksImpl final : public LocalRanks {
                           .group = absl::StrCat("tp/", stage),
                           .bind_address = "127.0.0.1",
                           .timeout = kCallTimeout};
-    PL_ASSIGN_OR_RETURN(ranks_[r]->tp, ConnectGloo(member, store));
+    PL_ASSIGN_OR_RETURN(ranks_[r]->tp, ConnectProcesses(member, transport, store));
     member = {.rank = stage,
               .size = mesh.pp,
               .group = absl::StrCat("pp/", tp_index),
               .bind_address = "127.0.0.1",
               .timeout = kCallTimeout};
-    PL_ASSIGN_OR_RETURN(ranks_[r]->pp, ConnectGloo(member, store));
+    PL_ASSIGN_OR_RETURN(ranks_[r]->pp, ConnectProcesses(member, transport, store));
     return absl::OkStatus();
   }
 
@@ -133,7 +135,7 @@ class LocalRanksImpl final : public LocalRanks {
       stage_options.on_progress = [this, r](int64_t bytes) { options_.on_progress(r, bytes); };
     }
     PL_ASSIGN_OR_RETURN(rank.stage, Stage::Load(std::move(stage_options), std::move(backend), *rank.source));
-    if (options_.transport == Options::Transport::kGloo) PL_RETURN_IF_ERROR(ConnectGlooGroups(r, store));
+    if (options_.transport != Options::Transport::kThreads) PL_RETURN_IF_ERROR(ConnectAsProcesses(r, store));
     rank.stage->Connect({.tp = rank.tp.get(), .pp = rank.pp.get()});
     return absl::OkStatus();
   }

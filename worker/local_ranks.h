@@ -24,7 +24,8 @@ class LocalRanks {
     CacheLimits limits;
     DType compute_dtype = DType::kBf16;
     std::function<absl::StatusOr<Backend>()> make_backend;  // one per rank
-    enum class Transport { kThreads, kGloo } transport = Transport::kThreads;  // kGloo: over loopback TCP
+    // kGloo, kShm: as between processes of this host.
+    enum class Transport { kThreads, kGloo, kShm } transport = Transport::kThreads;
     // A source of this rank's own.
     std::function<absl::StatusOr<std::unique_ptr<WeightSource>>(const ShardPlan& plan)> open_weights;
     std::function<void(int rank, int64_t bytes_done)> on_progress;  // from the ranks' threads; may be empty

@@ -260,6 +260,7 @@ class RankWorker {
     rank_ = configure.rank();
     mesh_ = {.tp = configure.tp(), .pp = configure.pp()};
     call_timeout_ = absl::Milliseconds(configure.step_timeout_ms());
+    PL_ASSIGN_OR_RETURN(transport_, ParseProcessTransport(configure.transport()));
     if (!options_.model_dir.empty()) configure.set_model_dir(options_.model_dir);
     if (options_.num_threads > 0) configure.set_num_threads(options_.num_threads);
     absl::Time next_report = absl::InfinitePast();
@@ -291,7 +292,8 @@ class RankWorker {
                                                          .mesh = mesh_,
                                                          .rank = rank_,
                                                          .bind_address = options_.bind_address,
-                                                         .call_timeout = call_timeout_},
+                                                         .call_timeout = call_timeout_,
+                                                         .transport = transport_},
                                      link_->OpenStore());
     {
       std::lock_guard lock(mutex_);
@@ -353,6 +355,7 @@ class RankWorker {
   HeldStage held_;
   Mesh mesh_;
   absl::Duration call_timeout_;
+  ProcessTransport transport_ = ProcessTransport::kAuto;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -33,7 +33,8 @@ struct ClusterOptions {
   std::string arithmetic;               // empty: the fastest that all workers have
   bool compute_f32 = false;
   CacheLimits limits;
-  int num_threads = 1;  // of each rank
+  int num_threads = 1;             // of each rank
+  std::string transport = "auto";  // between ranks: auto, shm or gloo
 
   absl::Duration join_timeout = absl::Minutes(10);     // until the first epoch has all its workers
   absl::Duration rejoin_timeout = absl::Seconds(120);  // until a lost one is replaced

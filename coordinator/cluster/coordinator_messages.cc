@@ -26,6 +26,7 @@ CoordinatorMessagePtr ConfigureMessage(const ClusterOptions& options, const Epoc
   // A collective gives up a little before the step does: it knows which peer is late.
   configure.set_step_timeout_ms(absl::ToInt64Milliseconds(options.step_timeout * 9 / 10));
   configure.set_fingerprint(start.fingerprint);
+  configure.set_transport(options.transport);
   return message;
 }
 
