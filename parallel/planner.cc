@@ -129,7 +129,7 @@ std::vector<RankBytes> PlanMemory(const ModelConfig& config, const ShardPlan& pl
                                           config.attention.head_dim;
     bytes.kv_bytes = RoundUp(limits.max_tokens, kBlockTokens) * kv_elements_per_token * act;
     bytes.state_bytes =
-        limits.max_sequences * StateBytesPerSequence(config, plan, layers, compute_dtype);
+        limits.num_state_slots() * StateBytesPerSequence(config, plan, layers, compute_dtype);
     bytes.activation_bytes = ActivationBytes(config, plan, bytes.stage, limits, compute_dtype);
   }
   return ranks;

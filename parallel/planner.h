@@ -13,8 +13,10 @@ namespace plumbline {
 // What a rank's caches and buffers must hold.
 struct CacheLimits {
   int64_t max_tokens = 0;       // KV tokens of all sequences together, rounded up to blocks
-  int64_t max_sequences = 0;    // recurrent-state slots
+  int64_t max_sequences = 0;    // under way at once; each has a recurrent-state slot
   int64_t max_step_tokens = 0;  // rows of one step
+  int64_t max_cached_states = 0;  // state slots beyond those, for the prefix cache
+  int64_t num_state_slots() const { return max_sequences + max_cached_states; }
 };
 
 struct RankBytes {

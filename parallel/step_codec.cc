@@ -99,6 +99,8 @@ void EncodeSequence(const SequencePlan& plan, v1::SequencePlanMessage& message) 
   message.set_num_prompt_tokens(plan.num_prompt_tokens);
   message.mutable_block_table()->Add(plan.block_table.begin(), plan.block_table.end());
   message.set_state_slot(plan.state_slot);
+  message.set_load_slot(plan.load_slot);
+  message.set_save_slot(plan.save_slot);
   message.set_draw_token(plan.draw_token);
   if (plan.draw_token) EncodeDraw(plan.draw, *message.mutable_draw());
   message.set_num_top_logprobs(plan.num_top_logprobs);
@@ -127,6 +129,8 @@ absl::Status CheckSequence(const v1::SequencePlanMessage& message) {
                        " positions need ", num_blocks);
   }
   if (message.state_slot() < -1) return BadSequence(id, "state_slot ", message.state_slot());
+  if (message.load_slot() < -1) return BadSequence(id, "load_slot ", message.load_slot());
+  if (message.save_slot() < -1) return BadSequence(id, "save_slot ", message.save_slot());
   if (message.targets_size() != 0 && message.targets_size() != count) {
     return BadSequence(id, message.targets_size(), " targets for ", count, " tokens");
   }
@@ -147,6 +151,8 @@ absl::StatusOr<SequencePlan> DecodeSequence(const v1::SequencePlanMessage& messa
                     .num_prompt_tokens = message.num_prompt_tokens(),
                     .block_table = ToVector(message.block_table()),
                     .state_slot = message.state_slot(),
+                    .load_slot = message.load_slot(),
+                    .save_slot = message.save_slot(),
                     .draw_token = message.draw_token(),
                     .num_top_logprobs = message.num_top_logprobs(),
                     .targets = ToVector(message.targets()),

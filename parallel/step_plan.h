@@ -38,6 +38,11 @@ struct SequencePlan {
   int32_t num_prompt_tokens = 0;     // the first of `tokens` with role prompt; the rest are generated
   std::vector<int32_t> block_table;  // KV blocks of positions [0, start + tokens.size())
   int32_t state_slot = -1;           // recurrent-state slot, -1 when the model has none
+  // Copies of whole recurrent states around the step: load_slot -> state_slot before it (loads in plan order, all before
+  // any row is computed), state_slot -> save_slot after it. -1: none. A step that loads begins on the grid, behind
+  // position 0; a step that saves ends on the grid and holds prompt tokens only.
+  int32_t load_slot = -1;
+  int32_t save_slot = -1;
 
   bool draw_token = false;           // draw one token after the last of `tokens`
   DrawPlan draw;

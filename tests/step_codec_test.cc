@@ -23,13 +23,13 @@ constexpr char kPlanText[] = R"(
   epoch: 3 step: 18446744073709551615
   sequences {
     sequence_id: 12345678901234 tokens: [5, 0, 151000] start: 63 num_prompt_tokens: 1
-    block_table: [9, 2] state_slot: 4 draw_token: true
+    block_table: [9, 2] state_slot: 4 draw_token: true load_slot: 6 save_slot: 7
     draw { temperature: 0.7 top_k: 20 top_p: 0.95 min_p: 0.05 seed: 9223372036854775809
            repetition_penalty: 1.1 presence_penalty: -0.5 frequency_penalty: 0.25
            entry_token: [7, 8] entry_count: [0, 3] entry_seen: [false, true] entry_bias: [-100, 0] }
     num_top_logprobs: 5 targets: [0, 151000, -1] return_logits: true
   }
-  sequences { sequence_id: 2 tokens: 1 block_table: 0 state_slot: -1 num_top_logprobs: -1 }
+  sequences { sequence_id: 2 tokens: 1 block_table: 0 state_slot: -1 load_slot: -1 save_slot: -1 num_top_logprobs: -1 }
 )";
 
 std::string PlanBytes(const std::function<void(v1::StepPlanMessage&)>& change = {}) {
@@ -52,6 +52,8 @@ TEST(StepCodecTest, ReadsEveryFieldOfAPlan) {
   EXPECT_EQ(first.num_prompt_tokens, 1);
   EXPECT_EQ(first.block_table, (std::vector<int32_t>{9, 2}));
   EXPECT_EQ(first.state_slot, 4);
+  EXPECT_EQ(first.load_slot, 6);
+  EXPECT_EQ(first.save_slot, 7);
   EXPECT_TRUE(first.draw_token);
   EXPECT_EQ(first.num_top_logprobs, 5);
   EXPECT_EQ(first.targets, (std::vector<int32_t>{0, 151000, -1}));
@@ -72,6 +74,8 @@ TEST(StepCodecTest, ReadsEveryFieldOfAPlan) {
   EXPECT_TRUE(first.draw.entries[1].seen);
   const SequencePlan& second = plan->sequences[1];
   EXPECT_EQ(second.state_slot, -1);
+  EXPECT_EQ(second.load_slot, -1);
+  EXPECT_EQ(second.save_slot, -1);
   EXPECT_EQ(second.num_top_logprobs, -1);
   EXPECT_FALSE(second.draw_token);
 }
@@ -92,6 +96,8 @@ TEST(StepCodecTest, RefusesDamagedPlansWithTheReason) {
       {[](auto& s) { s.add_block_table(1); }, "block_table of 3 blocks; 66 positions need 2"},
       {[](auto& s) { s.set_block_table(0, -1); }, "block_table holds -1"},
       {[](auto& s) { s.set_state_slot(-2); }, "state_slot -2"},
+      {[](auto& s) { s.set_load_slot(-2); }, "load_slot -2"},
+      {[](auto& s) { s.set_save_slot(-2); }, "save_slot -2"},
       {[](auto& s) { s.add_targets(1); }, "4 targets for 3 tokens"},
       {[](auto& s) { s.set_targets(0, -2); }, "targets holds -2"},
       {[](auto& s) { s.set_num_top_logprobs(1 << 30); }, "num_top_logprobs"},

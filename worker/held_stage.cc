@@ -56,7 +56,8 @@ absl::Status HeldStage::Load(const v1::Configure& configure,
   }
   const CacheLimits limits = {.max_tokens = configure.max_tokens(),
                               .max_sequences = configure.max_sequences(),
-                              .max_step_tokens = configure.max_step_tokens()};
+                              .max_step_tokens = configure.max_step_tokens(),
+                              .max_cached_states = configure.max_cached_states()};
   const DType compute_dtype = configure.compute_dtype() == "f32" ? DType::kF32 : config.dtype;
   const int64_t bytes_total =
       PlanMemory(config, plan, limits, compute_dtype)[rank].checkpoint_bytes;

@@ -372,7 +372,7 @@ class ClusterImpl final : public Cluster {
     Post(RunnerReady{
         .epoch = epoch_,
         .capacity = {.num_blocks = (options_.limits.max_tokens + kGridTokens - 1) / kGridTokens,
-                     .num_state_slots = recurrent ? options_.limits.max_sequences : 0,
+                     .num_state_slots = recurrent ? options_.limits.num_state_slots() : 0,
                      .max_step_tokens = options_.limits.max_step_tokens,
                      .pipeline_stages = options_.mesh.pp}});
   }

@@ -22,6 +22,7 @@ CoordinatorMessagePtr ConfigureMessage(const ClusterOptions& options, const Epoc
   configure.set_max_tokens(options.limits.max_tokens);
   configure.set_max_sequences(options.limits.max_sequences);
   configure.set_max_step_tokens(options.limits.max_step_tokens);
+  configure.set_max_cached_states(options.limits.max_cached_states);
   configure.set_num_threads(options.num_threads);
   // A collective gives up a little before the step does: it knows which peer is late.
   configure.set_step_timeout_ms(absl::ToInt64Milliseconds(options.step_timeout * 9 / 10));

@@ -7,6 +7,29 @@
 namespace plumbline {
 namespace {
 
+absl::Status CheckStateCopies(const SequencePlan& sequence, const BatchLimits& limits) {
+  for (const int32_t slot : {sequence.load_slot, sequence.save_slot}) {
+    if (slot < -1 || slot >= limits.num_state_slots) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("state to copy: slot ", slot, " of ", limits.num_state_slots));
+    }
+    if (slot >= 0 && slot == sequence.state_slot) {
+      return absl::InvalidArgumentError(absl::StrCat("state slot ", slot, " is copied to itself"));
+    }
+  }
+  if (sequence.load_slot >= 0 && (sequence.start == 0 || sequence.start % kChunkTokens != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a state is loaded at position ", sequence.start, "; it belongs on the grid, behind 0"));
+  }
+  const int64_t count = static_cast<int64_t>(sequence.tokens.size());
+  if (sequence.save_slot >= 0 &&
+      (sequence.num_prompt_tokens != count || (sequence.start + count) % kChunkTokens != 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("a state is saved at position ", sequence.start + count,
+                                                   "; it belongs on the grid, behind prompt tokens"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckSequence(const SequencePlan& sequence, const BatchLimits& limits) {
   const int64_t count = static_cast<int64_t>(sequence.tokens.size());
   const int64_t end = sequence.start + count;
@@ -42,6 +65,7 @@ absl::Status CheckSequence(const SequencePlan& sequence, const BatchLimits& limi
     return absl::InvalidArgumentError(
         absl::StrCat("state slot ", sequence.state_slot, " of ", limits.num_state_slots));
   }
+  if (absl::Status status = CheckStateCopies(sequence, limits); !status.ok()) return status;
   if (!sequence.targets.empty() && static_cast<int64_t>(sequence.targets.size()) != count) {
     return absl::InvalidArgumentError(
         absl::StrCat(sequence.targets.size(), " targets for ", count, " tokens"));

@@ -26,7 +26,7 @@ absl::StatusOr<SequenceCache> SequenceCache::Make(Device& device, const ModelCon
   const int64_t act_bytes = static_cast<int64_t>(SizeOf(act));
   cache.first_layer_ = range.first;
   cache.num_blocks_ = (limits.max_tokens + kBlockTokens - 1) / kBlockTokens;
-  cache.num_slots_ = config.num_layers_of(MixerKind::kGatedDeltaNet) > 0 ? limits.max_sequences : 0;
+  cache.num_slots_ = config.num_layers_of(MixerKind::kGatedDeltaNet) > 0 ? limits.num_state_slots() : 0;
   const int64_t kv_heads = plan.LocalKvHeads(config.attention.num_kv_heads);
   const int64_t kv_bytes =
       cache.num_blocks_ * kv_heads * kBlockTokens * config.attention.head_dim * act_bytes;
@@ -49,6 +49,17 @@ absl::StatusOr<SequenceCache> SequenceCache::Make(Device& device, const ModelCon
     }
   }
   return cache;
+}
+
+void SequenceCache::CopyState(Device& device, int32_t from, int32_t to) {
+  for (const StateCache& state : state_) {
+    for (const Buffer* buffer : {&state.recurrent, &state.conv}) {
+      if (buffer->num_bytes() == 0) continue;
+      const Tensor slots =
+          buffer->View(DType::kU8, {num_slots_, static_cast<int64_t>(buffer->num_bytes()) / num_slots_});
+      device.Copy(slots.Rows(to, 1), slots.Rows(from, 1));
+    }
+  }
 }
 
 }  // namespace plumbline

@@ -30,6 +30,8 @@ class SequenceCache {
   int64_t num_slots() const { return num_slots_; }  // 0 when no layer of the model is recurrent
   const KvCache& KvOf(int64_t layer) const { return kv_[layer - first_layer_]; }
   const StateCache& StateOf(int64_t layer) const { return state_[layer - first_layer_]; }
+  // The recurrent and convolution states of every layer, enqueued on the device. REQUIRES: both in [0, num_slots()).
+  void CopyState(Device& device, int32_t from, int32_t to);
 
  private:
   int64_t first_layer_ = 0;

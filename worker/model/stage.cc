@@ -112,12 +112,18 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
   Activations activations = {.h = h_.View(DType::kF32, residual),
                              .normed = normed_.View(context.act, residual),
                              .scratch = &scratch_};
+  for (const SequencePlan& sequence : plan.sequences) {
+    if (sequence.load_slot >= 0) cache_.CopyState(*context.device, sequence.load_slot, sequence.state_slot);
+  }
   PL_RETURN_IF_ERROR(Begin(batch, activations));
   for (const DecoderLayer& layer : layers_) {
     const bool is_last = head_ != nullptr && &layer == &layers_.back();
     PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_,
                                      is_last ? DecoderLayer::MlpRows::kWanted : DecoderLayer::MlpRows::kAll,
                                      activations));
+  }
+  for (const SequencePlan& sequence : plan.sequences) {
+    if (sequence.save_slot >= 0) cache_.CopyState(*context.device, sequence.state_slot, sequence.save_slot);
   }
   if (!activations.partials.empty()) {
     context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
