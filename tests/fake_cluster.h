@@ -120,20 +120,24 @@ class FakeCluster {
     StepResult result{.epoch = plan.epoch, .step = plan.step};
     if (plan.sequences.empty()) Complain("empty step");
     if (plan.num_tokens() > capacity_.max_step_tokens) Complain("more tokens than a step holds");
-    std::set<int32_t> step_blocks, step_slots;
-    std::set<uint64_t> step_ids;
+    CheckSharing(plan);
     for (const SequencePlan& sequence : plan.sequences) {
-      if (!step_ids.insert(sequence.sequence_id).second) Complain("sequence twice in a step");
-      for (const int32_t block : sequence.block_table) {
-        if (!step_blocks.insert(block).second) Complain("block shared in a step");
+      if (sequence.load_slot >= 0 && CheckShape(sequence)) {
+        slots_[sequence.state_slot] = slots_[sequence.load_slot];
+        ++num_loads_;
       }
-      if (capacity_.num_state_slots > 0 && !step_slots.insert(sequence.state_slot).second) {
-        Complain("slot shared in a step");
-      }
+    }
+    for (const SequencePlan& sequence : plan.sequences) {
       result.sequences.push_back(RunSequence(sequence));
+    }
+    for (const SequencePlan& sequence : plan.sequences) {
+      if (sequence.save_slot >= 0 && CheckShape(sequence)) {
+        slots_[sequence.save_slot] = slots_[sequence.state_slot];
+      }
     }
     return result;
   }
+  int num_loads() const { return num_loads_; }
 
   const std::vector<std::string>& problems() const { return problems_; }
 
@@ -145,6 +149,25 @@ class FakeCluster {
 
   void Complain(std::string problem) {
     if (problems_.size() < 20) problems_.push_back(std::move(problem));
+  }
+
+  // Blocks that a step reads may be shared; those it writes, and slots, have one owner.
+  void CheckSharing(const StepPlan& plan) {
+    std::map<int32_t, int> tables_with;
+    std::set<int32_t> step_slots;
+    std::set<uint64_t> step_ids;
+    for (const SequencePlan& sequence : plan.sequences) {
+      if (!step_ids.insert(sequence.sequence_id).second) Complain("sequence twice in a step");
+      for (const int32_t block : sequence.block_table) ++tables_with[block];
+      for (const int32_t slot : {sequence.state_slot, sequence.save_slot}) {
+        if (slot >= 0 && !step_slots.insert(slot).second) Complain("slot shared in a step");
+      }
+    }
+    for (const SequencePlan& sequence : plan.sequences) {
+      for (size_t i = sequence.start / kGridTokens; i < sequence.block_table.size(); ++i) {
+        if (tables_with[sequence.block_table[i]] != 1) Complain("written block shared in a step");
+      }
+    }
   }
 
   bool CheckShape(const SequencePlan& plan) {
@@ -165,6 +188,16 @@ class FakeCluster {
             ? plan.state_slot != -1
             : plan.state_slot < 0 || plan.state_slot >= capacity_.num_state_slots) {
       Complain("slot out of range");
+    }
+    for (const int32_t slot : {plan.load_slot, plan.save_slot}) {
+      if (slot < -1 || slot >= capacity_.num_state_slots) Complain("copied slot out of range");
+      if (slot >= 0 && slot == plan.state_slot) Complain("slot copied to itself");
+    }
+    if (plan.load_slot >= 0 && (plan.start == 0 || plan.start % kGridTokens != 0)) {
+      Complain("load off the grid");
+    }
+    if (plan.save_slot >= 0 && (end % kGridTokens != 0 || plan.num_prompt_tokens != count)) {
+      Complain("save off the grid or behind generated tokens");
     }
     if (!plan.targets.empty() && plan.targets.size() != plan.tokens.size()) Complain("targets");
     return problems_.size() == num_problems;
@@ -218,6 +251,7 @@ class FakeCluster {
   std::vector<Cell> blocks_;
   std::vector<std::vector<FakeToken>> slots_;
   std::vector<std::string> problems_;
+  int num_loads_ = 0;
 };
 
 }  // namespace plumbline

@@ -4,7 +4,6 @@
 // checks can fail.
 #include "coordinator/engine/scheduler.h"
 
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -12,21 +11,22 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/fake_cluster.h"
+#include "tests/scheduler_simulation.h"
 
 namespace plumbline {
 namespace {
 
 using ::testing::IsEmpty;
 
-constexpr int64_t kMaxContext = 1 << 20;
-
+// Half of the prompts begin as others do, up to a random place.
 GenerationRequest RandomRequest(std::mt19937& random, const ClusterCapacity& capacity) {
   GenerationRequest request;
   const int64_t room = capacity.num_blocks * kGridTokens;
   const int64_t num_prompt = 1 + random() % std::min<int64_t>(room, random() % 2 == 0 ? 260 : 70);
+  const int64_t num_common = random() % 2 == 0 ? random() % 400 : 0;
   for (int64_t i = 0; i < num_prompt; ++i) {
-    request.prompt.push_back(static_cast<int32_t>(random() % kFakeVocab));
+    const uint64_t token = i < num_common ? MixHash(7, i) : random();
+    request.prompt.push_back(static_cast<int32_t>(token % kFakeVocab));
   }
   request.max_tokens = std::min<int64_t>(random() % 100, room - num_prompt + 1);
   request.sampling.seed = random();
@@ -35,110 +35,6 @@ GenerationRequest RandomRequest(std::mt19937& random, const ClusterCapacity& cap
   if (random() % 4 == 0) request.num_prompt_logprobs = static_cast<int32_t>(random() % 3);
   return request;
 }
-
-// One scheduler and one fake cluster, driven by hand.
-class Simulation {
- public:
-  explicit Simulation(ClusterCapacity capacity, int64_t max_running = 8)
-      : capacity_(capacity), scheduler_(max_running) {
-    NewEpoch();
-  }
-
-  void NewEpoch() {
-    scheduler_.Reset(++epoch_, capacity_);
-    for (const auto& problem : cluster_ ? cluster_->problems() : std::vector<std::string>{}) {
-      problems_.push_back(problem);
-    }
-    cluster_ = std::make_unique<FakeCluster>(capacity_);
-    pending_.clear();
-  }
-
-  uint64_t Add(GenerationRequest request) {
-    const uint64_t id = ++next_id_;
-    sequences_[id] = std::make_unique<Sequence>(id, std::move(request), kMaxContext);
-    scheduler_.Add(sequences_[id].get());
-    return id;
-  }
-
-  void Cancel(uint64_t id) {
-    scheduler_.Remove(sequences_.at(id).get());
-    sequences_.erase(id);
-  }
-
-  bool Schedule() {
-    std::optional<StepPlan> plan = scheduler_.Schedule();
-    if (!plan) return false;
-    EXPECT_EQ(plan->epoch, epoch_);
-    for (const StepPlan& other : pending_) {
-      for (const SequencePlan& a : other.sequences) {
-        for (const SequencePlan& b : plan->sequences) EXPECT_NE(a.sequence_id, b.sequence_id);
-      }
-    }
-    if (mutate) mutate(*plan);
-    pending_.push_back(*std::move(plan));
-    EXPECT_LE(pending_.size(), capacity_.pipeline_stages);
-    return true;
-  }
-
-  void FinishOldest() {
-    const StepPlan plan = std::move(pending_.front());
-    pending_.pop_front();
-    const StepResult result = cluster_->Run(plan);
-    const std::vector<ScheduledRows> rows = scheduler_.FinishStep(plan.step);
-    ASSERT_EQ(rows.size(), plan.sequences.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      Sequence* sequence = rows[i].sequence;
-      if (sequence == nullptr) continue;
-      for (const TokenLogprob& score : result.sequences[i].scored)
-        sequence->scores.push_back(score);
-      sequence->num_scores += rows[i].num_scored;
-      if (rows[i].draw_token) {
-        sequence->Append(result.sequences[i].token);
-        tokens_[sequence->id()].push_back(result.sequences[i].token);
-      }
-      if (rows[i].start + rows[i].count < sequence->num_prompt()) continue;
-      if (sequence->num_known() == sequence->max_known()) Finish(*sequence);
-    }
-  }
-
-  void Finish(Sequence& sequence) {
-    const FakeAnswer expected = Undisturbed(sequence.request(), sequence.request().max_tokens);
-    if (tokens_[sequence.id()] != expected.tokens) problems_.push_back("output differs");
-    std::vector<float> scores;
-    for (const TokenLogprob& score : sequence.scores) scores.push_back(score.logprob);
-    if (sequence.request().num_prompt_logprobs >= 0 && scores != expected.prompt_logprobs) {
-      problems_.push_back("prompt log-probabilities differ");
-    }
-    ++num_finished_;
-    Cancel(sequence.id());
-  }
-
-  bool busy() const { return !sequences_.empty(); }
-  bool pending() const { return !pending_.empty(); }
-  Scheduler& scheduler() { return scheduler_; }
-  const std::map<uint64_t, std::unique_ptr<Sequence>>& sequences() const { return sequences_; }
-  const std::deque<StepPlan>& plans() const { return pending_; }
-  int num_finished() const { return num_finished_; }
-  std::vector<std::string> problems() const {
-    std::vector<std::string> all = problems_;
-    all.insert(all.end(), cluster_->problems().begin(), cluster_->problems().end());
-    return all;
-  }
-
-  std::function<void(StepPlan&)> mutate;
-
- private:
-  const ClusterCapacity capacity_;
-  Scheduler scheduler_;
-  std::unique_ptr<FakeCluster> cluster_;
-  std::map<uint64_t, std::unique_ptr<Sequence>> sequences_;
-  std::map<uint64_t, std::vector<int32_t>> tokens_;
-  std::deque<StepPlan> pending_;
-  std::vector<std::string> problems_;
-  uint64_t epoch_ = 0;
-  uint64_t next_id_ = 0;
-  int num_finished_ = 0;
-};
 
 ClusterCapacity RandomCapacity(std::mt19937& random) {
   return {.num_blocks = static_cast<int64_t>(1 + random() % 14),
@@ -150,6 +46,8 @@ ClusterCapacity RandomCapacity(std::mt19937& random) {
 struct Totals {
   int64_t finished = 0;
   uint64_t preemptions = 0;
+  uint64_t prefix_hits = 0;
+  int64_t state_loads = 0;
 };
 
 void RunSeed(uint32_t seed, Totals& totals) {
@@ -191,6 +89,8 @@ void RunSeed(uint32_t seed, Totals& totals) {
   EXPECT_EQ(simulation.scheduler().NextDeadline(), absl::InfiniteFuture());
   totals.finished += simulation.num_finished();
   totals.preemptions += simulation.scheduler().num_preemptions();
+  totals.prefix_hits += simulation.scheduler().num_prefix_hits();
+  totals.state_loads += simulation.num_loads();
 }
 
 TEST(SchedulerSimulationTest, EveryRequestEndsWithItsUndisturbedOutputAndNothingLeaks) {
@@ -203,6 +103,8 @@ TEST(SchedulerSimulationTest, EveryRequestEndsWithItsUndisturbedOutputAndNothing
   // The seeds must reach what they are for.
   EXPECT_GT(totals.finished, 5000);
   EXPECT_GT(totals.preemptions, 1000);
+  EXPECT_GT(totals.prefix_hits, 100 * kGridTokens);
+  EXPECT_GT(totals.state_loads, 100);
 }
 
 // Damages plans in one way and reports what the checker says.

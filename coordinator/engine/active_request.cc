@@ -102,7 +102,7 @@ ActiveRequest::ActiveRequest(uint64_t id, GenerationRequest request, Engine::Sin
 
 absl::StatusOr<GenerationOutput> ActiveRequest::Apply(const ScheduledRows& rows,
                                                       SequenceResult result) {
-  GenerationOutput output;
+  GenerationOutput output{.num_prompt_cached = sequence_.num_prompt_cached};
   if (result.sequence_id != rows.sequence_id) {
     return absl::InternalError(absl::StrCat("step result names sequence ", result.sequence_id,
                                             " where the plan has ", rows.sequence_id));

@@ -42,7 +42,8 @@ class EngineImpl final : public Engine {
       : options_(std::move(options)),
         runner_(*runner),
         tokenizer_(tokenizer),
-        scheduler_(options_.max_running_sequences) {
+        scheduler_({.max_running = options_.max_running_sequences,
+                    .cache_prefixes = options_.prefix_cache}) {
     PL_CHECK(options_.vocab_size > 0 && options_.max_context_tokens > 0);
     PL_CHECK(options_.max_queued_requests > 0);
     thread_ = std::thread([this] { Run(); });
@@ -360,6 +361,10 @@ void EngineImpl::PublishStats() {
   stats_.blocks_used = blocks.num_blocks() - blocks.num_free_blocks();
   stats_.state_slots_total = blocks.num_slots();
   stats_.state_slots_used = blocks.num_slots() - blocks.num_free_slots();
+  stats_.blocks_cached = blocks.cache().num_blocks();
+  stats_.states_cached = blocks.cache().num_states();
+  stats_.prefix_query_tokens = scheduler_.num_prefix_queries();
+  stats_.prefix_hit_tokens = scheduler_.num_prefix_hits();
   stats_.preemptions = scheduler_.num_preemptions();
   stats_.epoch = epoch_.value_or(0);
   stats_.ready = cluster_.has_value();

@@ -59,6 +59,7 @@ struct GenerationOutput {
   std::string logits;                        // f32 [new rows, V], when asked for
   FinishReason finish = FinishReason::kNone;
   std::string stop_match;                    // the stop string or empty
+  int64_t num_prompt_cached = 0;             // prompt tokens that came from the prefix cache
   absl::Status status;                       // of kError and kCancelled
 };
 
@@ -68,6 +69,7 @@ struct EngineOptions {
   int64_t max_context_tokens = 0;      // prompt + generated; the model's limit or less
   int64_t vocab_size = 0;
   std::vector<int32_t> eos_token_ids;
+  bool prefix_cache = true;            // prompts take over what the caches hold of them
 };
 
 // Snapshot for metrics and the status page.
@@ -83,7 +85,11 @@ struct EngineStats {
   uint64_t requests_failed = 0;
   uint64_t requests_cancelled = 0;
   uint64_t requests_refused = 0;
-  uint64_t prompt_tokens = 0;
+  int64_t blocks_cached = 0;     // findable by prompts to come, in use or not
+  int64_t states_cached = 0;
+  uint64_t prefix_query_tokens = 0;  // prompt tokens of sequences when they were admitted
+  uint64_t prefix_hit_tokens = 0;    // those of them that the caches held
+  uint64_t prompt_tokens = 0;    // computed
   uint64_t generated_tokens = 0;
   uint64_t steps = 0;
   uint64_t preemptions = 0;

@@ -18,8 +18,8 @@ bool IsDecode(const Sequence& sequence) {
 
 }  // namespace
 
-Scheduler::Scheduler(int64_t max_running) : max_running_(max_running) {
-  PL_CHECK(max_running >= 1);
+Scheduler::Scheduler(SchedulerOptions options) : options_(options) {
+  PL_CHECK(options_.max_running >= 1);
 }
 
 bool Scheduler::Fits(const ClusterCapacity& capacity, int64_t max_cached) {
@@ -82,6 +82,7 @@ std::optional<StepPlan> Scheduler::Schedule() {
     PL_CHECK(!in_flight_.empty() || (running_.empty() && waiting_.empty()));
     return std::nullopt;
   }
+  if (options_.cache_prefixes) KeepPrefixes(draft);
   ++next_step_;
   in_flight_.push_back(std::move(draft.record));
   return std::move(draft.plan);
@@ -118,23 +119,79 @@ bool Scheduler::SchedulePrompts(Draft& draft) {
 }
 
 void Scheduler::Admit(Draft& draft) {
-  while (!waiting_.empty() && num_running() < max_running_) {
+  while (!waiting_.empty() && num_running() < options_.max_running) {
     Sequence& sequence = *waiting_.begin()->second;
     if (sequence.in_flight) return;  // preempted; what it draws is about to arrive
+    const Prefix prefix = FindPrefix(sequence);
+    sequence.cache.num_computed = prefix.num_tokens();
+    sequence.cache.branch = prefix.branch;
     const int64_t count = NextCount(sequence, draft.budget);
-    if (count == 0 || !AcquireCaches(sequence)) return;
+    if (count == 0 || !AcquireCaches(sequence, prefix)) {
+      sequence.cache = {};
+      return;
+    }
     waiting_.erase(waiting_.begin());
     running_.emplace(sequence.id(), &sequence);
     Plan(draft, sequence, count);
   }
 }
 
-int64_t Scheduler::NextCount(const Sequence& sequence, int64_t budget) {
+int64_t Scheduler::NextCount(Sequence& sequence, int64_t budget) {
   const int64_t computed = sequence.cache.num_computed;
-  const int64_t num_prompt = sequence.num_prompt();
-  const int64_t left_of_prompt = num_prompt - computed;
+  const int64_t save = NextSave(sequence);
+  const int64_t left_of_prompt = (save > 0 ? save : sequence.num_prompt()) - computed;
   if (left_of_prompt > budget) return budget / kGridTokens * kGridTokens;
+  if (save > 0) return left_of_prompt;
   return std::min(budget, sequence.num_known() - computed);
+}
+
+int64_t Scheduler::NextSave(Sequence& sequence) {
+  const int64_t own_slot = sequence.cache.state_slot < 0 ? 1 : 0;  // that it has yet to take
+  if (!options_.cache_prefixes || blocks_.num_free_slots() <= own_slot) return 0;
+  const int64_t last = (sequence.num_prompt() - 1) / kGridTokens * kGridTokens;
+  for (const int64_t position : {sequence.cache.branch, last}) {
+    if (position <= sequence.cache.num_computed) continue;
+    const PrefixCache::Entry* known =
+        blocks_.cache().Find(sequence.prompt_hashes()[position / kGridTokens - 1]);
+    if (known == nullptr || known->slot < 0) return position;
+  }
+  return 0;
+}
+
+Scheduler::Prefix Scheduler::FindPrefix(Sequence& sequence) {
+  Prefix prefix;
+  if (!options_.cache_prefixes) return prefix;
+  int64_t num_unwanted = sequence.num_prompt() - 1;  // leading rows nobody needs but for the caches
+  if (sequence.num_scores < sequence.num_scores_wanted()) {
+    num_unwanted = std::min(num_unwanted, sequence.num_scores);
+  }
+  if (sequence.request().return_logits) {
+    num_unwanted = std::min(num_unwanted, sequence.num_logit_rows);
+  }
+  std::vector<int32_t> known;
+  for (int64_t i = 0; i < num_unwanted / kGridTokens; ++i) {
+    const PrefixCache::Entry* entry = blocks_.cache().Find(sequence.prompt_hashes()[i]);
+    if (entry == nullptr) break;
+    known.push_back(entry->block);
+    if (blocks_.num_slots() > 0 && entry->slot < 0) continue;
+    prefix.blocks = known;
+    prefix.slot = entry->slot;
+  }
+  if (known.size() > prefix.blocks.size()) {
+    prefix.branch = static_cast<int64_t>(known.size()) * kGridTokens;
+  }
+  return prefix;
+}
+
+void Scheduler::KeepPrefixes(Draft& draft) {
+  for (const ScheduledRows& rows : draft.record.rows) {
+    Sequence& sequence = *rows.sequence;
+    const int64_t end = std::min(rows.start + rows.count, sequence.num_prompt()) / kGridTokens;
+    for (int64_t i = rows.start / kGridTokens; i < end; ++i) {
+      blocks_.Keep(sequence.prompt_hashes()[i], sequence.cache.blocks[i]);
+    }
+  }
+  for (const auto& [hash, slot] : draft.saved) blocks_.KeepState(hash, slot);
 }
 
 void Scheduler::Plan(Draft& draft, Sequence& sequence, int64_t count) {
@@ -153,6 +210,11 @@ void Scheduler::Plan(Draft& draft, Sequence& sequence, int64_t count) {
   for (int64_t i = start; i < end; ++i) plan.tokens.push_back(sequence.TokenAt(i));
   plan.block_table.assign(cache.blocks.begin(), cache.blocks.begin() + BlocksFor(end));
   plan.state_slot = cache.state_slot;
+  plan.load_slot = std::exchange(cache.load_slot, -1);
+  if (const int64_t save = NextSave(sequence); save > 0 && save == end) {
+    plan.save_slot = *blocks_.AcquireSlot();
+    draft.saved.emplace_back(sequence.prompt_hashes()[save / kGridTokens - 1], plan.save_slot);
+  }
 
   if (end == sequence.num_known() && sequence.num_known() < sequence.max_known()) {
     rows.draw_token = plan.draw_token = true;
@@ -215,18 +277,30 @@ bool Scheduler::EnsureBlocks(const Draft& draft, Sequence& sequence) {
   return true;
 }
 
-bool Scheduler::AcquireCaches(Sequence& sequence) {
+bool Scheduler::AcquireCaches(Sequence& sequence, const Prefix& prefix) {
   // A hundredth stays free for those that run, so that one admitted is not preempted at their next
   // block.
   const int64_t reserve = running_.empty() ? 0 : blocks_.num_blocks() / 100;
-  const int64_t needed = BlocksFor(sequence.num_known());
-  if (blocks_.num_free_blocks() < needed + reserve) return false;
-  if (blocks_.num_slots() > 0) {
-    const std::optional<int32_t> slot = blocks_.AcquireSlot();
-    if (!slot) return false;
-    sequence.cache.state_slot = *slot;
+  if (blocks_.num_slots() > 0 && blocks_.num_free_slots() == 0) return false;
+  const int64_t missing =
+      BlocksFor(sequence.num_known()) - static_cast<int64_t>(prefix.blocks.size());
+  for (const int32_t block : prefix.blocks) blocks_.Share(block);
+  if (blocks_.num_free_blocks() < missing + reserve) {
+    blocks_.Release(prefix.blocks);
+    return false;
   }
-  sequence.cache.blocks = *blocks_.Allocate(needed);
+  sequence.cache.blocks = prefix.blocks;
+  const std::vector<int32_t> more = *blocks_.Allocate(missing);
+  sequence.cache.blocks.insert(sequence.cache.blocks.end(), more.begin(), more.end());
+  if (blocks_.num_slots() > 0) {
+    if (prefix.slot >= 0) blocks_.TouchState(prefix.slot);
+    sequence.cache.state_slot = *blocks_.AcquireSlot();
+    // With no other slot left the saved state itself becomes the sequence's.
+    if (prefix.slot != sequence.cache.state_slot) sequence.cache.load_slot = prefix.slot;
+  }
+  if (sequence.num_generated() == 0) sequence.num_prompt_cached = prefix.num_tokens();
+  num_prefix_queries_ += sequence.num_prompt();
+  num_prefix_hits_ += prefix.num_tokens();
   return true;
 }
 

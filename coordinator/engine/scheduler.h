@@ -3,6 +3,13 @@
 // token budget, then waiting sequences as long as caches are free. A prompt is cut on the absolute
 // grid of kGridTokens only.
 //
+// Prefix cache: a sequence that is admitted takes over the blocks of the longest prefix of its prompt
+// that is cached. Blocks are found by later steps as soon as the step that fills them is planned. With
+// recurrent layers a prefix needs the state behind it as well. States are saved at two places: behind
+// the last grid position before the prompt's last token, so that the same prompt hits when it comes
+// again, and where a prompt leaves a cached one, so that what many prompts begin with is found from
+// its second sight on. A prompt is cut there. Rows whose logits somebody waits for are computed.
+//
 // Pure: no tensors, no I/O, no clock but the one it is given. Not thread-safe.
 //
 // No starvation: a waiting sequence is younger than every running one, nobody overtakes inside a
@@ -37,9 +44,14 @@ struct ScheduledRows {
   int64_t first_logit_row = -1;  // position of the first row of logits wanted; -1: none
 };
 
+struct SchedulerOptions {
+  int64_t max_running = 1;
+  bool cache_prefixes = true;
+};
+
 class Scheduler {
  public:
-  explicit Scheduler(int64_t max_running);
+  explicit Scheduler(SchedulerOptions options);
 
   // A new cluster with empty caches: whatever ran on an older one will be recomputed. REQUIRES:
   // capacity.max_step_tokens
@@ -71,6 +83,9 @@ class Scheduler {
   int64_t num_steps_in_flight() const { return static_cast<int64_t>(in_flight_.size()); }
   uint64_t num_preemptions() const { return num_preemptions_; }
   const BlockManager& blocks() const { return blocks_; }
+  // Prompt tokens of admitted sequences, and those of them that the caches held.
+  uint64_t num_prefix_queries() const { return num_prefix_queries_; }
+  uint64_t num_prefix_hits() const { return num_prefix_hits_; }
 
  private:
   struct InFlightStep {
@@ -81,22 +96,34 @@ class Scheduler {
     StepPlan plan;
     InFlightStep record;
     int64_t budget = 0;
+    std::vector<std::pair<BlockHash, int32_t>> saved;  // states and their slots
+  };
+  struct Prefix {  // what the caches hold of a prompt
+    std::vector<int32_t> blocks;
+    int32_t slot = -1;   // with the state behind them
+    int64_t branch = 0;  // Sequence::Cache::branch
+    int64_t num_tokens() const { return static_cast<int64_t>(blocks.size()) * kGridTokens; }
   };
 
   void ScheduleDecodes(Draft& draft);
   bool SchedulePrompts(Draft& draft);  // false when the budget ended before the prompts did
   void Admit(Draft& draft);
   // Tokens the sequence would take next, at most budget; 0 when no legal cut fits.
-  static int64_t NextCount(const Sequence& sequence, int64_t budget);
+  int64_t NextCount(Sequence& sequence, int64_t budget);
+  // The next position of its prompt whose state is to be saved; 0 when there is none.
+  int64_t NextSave(Sequence& sequence);
+  Prefix FindPrefix(Sequence& sequence);
+  // What the draft computes can be found from the next step on.
+  void KeepPrefixes(Draft& draft);
   void Plan(Draft& draft, Sequence& sequence, int64_t count);
   // Room for the sequence's known tokens, if need be by preempting younger sequences that are not
   // in the draft.
   bool EnsureBlocks(const Draft& draft, Sequence& sequence);
-  bool AcquireCaches(Sequence& sequence);
+  bool AcquireCaches(Sequence& sequence, const Prefix& prefix);
   void ReleaseCaches(Sequence& sequence);
   void Preempt(Sequence& sequence);
 
-  const int64_t max_running_;
+  const SchedulerOptions options_;
   std::optional<ClusterCapacity> capacity_;  // empty while there is no cluster
   uint64_t epoch_ = 0;
   uint64_t next_step_ = 1;
@@ -106,6 +133,8 @@ class Scheduler {
   absl::btree_set<std::pair<absl::Time, uint64_t>> deadlines_;
   std::deque<InFlightStep> in_flight_;
   uint64_t num_preemptions_ = 0;
+  uint64_t num_prefix_queries_ = 0;
+  uint64_t num_prefix_hits_ = 0;
 };
 
 }  // namespace plumbline

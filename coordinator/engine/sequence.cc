@@ -38,6 +38,11 @@ void Sequence::Append(int32_t token) {
   found->second.seen = true;
 }
 
+const std::vector<BlockHash>& Sequence::prompt_hashes() {
+  if (prompt_hashes_.empty()) prompt_hashes_ = HashPromptBlocks(request_.prompt, /*variant=*/"");
+  return prompt_hashes_;
+}
+
 DrawPlan Sequence::Draw() const {
   const SamplingParams& sampling = request_.sampling;
   DrawPlan draw{.temperature = sampling.temperature,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/container/btree_map.h"
+#include "coordinator/engine/block_hash.h"
 #include "coordinator/engine/engine.h"
 
 namespace plumbline {
@@ -19,6 +20,8 @@ class Sequence {
     int64_t num_computed = 0;  // tokens whose step has finished
     int64_t num_in_flight =
         0;  // tokens of the step in flight; 0 again when the caches were taken away meanwhile
+    int32_t load_slot = -1;  // a saved state that the first step begins with
+    int64_t branch = 0;      // where this prompt leaves those known, and no state is saved; 0: nowhere
   };
 
   // id: also the order of arrival. max_context_tokens bounds prompt + generated; the prompt is
@@ -37,6 +40,8 @@ class Sequence {
   int64_t max_cached() const;
   int32_t TokenAt(int64_t position) const;
   void Append(int32_t token);
+  // Of the prompt's full blocks. Made at the first call.
+  const std::vector<BlockHash>& prompt_hashes();
 
   // How the token after the known ones is drawn.
   DrawPlan Draw() const;
@@ -49,6 +54,7 @@ class Sequence {
   int64_t num_scores = 0;
   std::vector<TokenLogprob> scores;
   int64_t num_logit_rows = 0;  // rows of logits that have arrived
+  int64_t num_prompt_cached = 0;  // prompt tokens that were not computed at the first admission
 
   // Scheduling state.
   Cache cache;
@@ -66,6 +72,7 @@ class Sequence {
   const GenerationRequest request_;
   const int64_t max_known_;
   std::vector<int32_t> generated_;
+  std::vector<BlockHash> prompt_hashes_;
   bool counts_tokens_ = false;               // a penalty is on
   absl::btree_map<int32_t, Count> entries_;  // ordered, so that equal requests give equal plans
 };
