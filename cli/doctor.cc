@@ -69,6 +69,7 @@ absl::Status CheckModel(const ModelFlags& flags) {
                         LocalRanks::Options::Transport::kGloo};
   options.batches = {1, 2, 3, 7, 16, 17, 64};
   options.chunks = {64, 128, 512, 0};
+  options.prefix_hits = {0, 64, 128};
   options.prompt_tokens = std::min<int64_t>(200, model.config.max_positions - options.generated_tokens);
   int64_t tokens = 0, differing = 0, runs = 0;
   PL_RETURN_IF_ERROR(RunExactnessMatrix(options, [&](const ExactnessRun& run) {
@@ -76,9 +77,10 @@ absl::Status CheckModel(const ModelFlags& flags) {
                        differing += run.differing_tokens;
                        ++runs;
                        if (run.differing_tokens == 0) return;
-                       std::printf("DIFFERS  tp %d pp %d %s batch %d chunk %lld%s: %lld of %lld tokens, first at %s\n",
+                       std::printf("DIFFERS  tp %d pp %d %s batch %d chunk %lld hit %lld%s: %lld of %lld tokens, first at %s\n",
                                    run.mesh.tp, run.mesh.pp, NameOf(run.transport), run.batch,
-                                   static_cast<long long>(run.chunk), run.preempted ? " preempted" : "",
+                                   static_cast<long long>(run.chunk), static_cast<long long>(run.prefix_hit),
+                                   run.preempted ? " preempted" : "",
                                    static_cast<long long>(run.differing_tokens), static_cast<long long>(run.tokens),
                                    run.first_difference.c_str());
                      }).status());
@@ -100,7 +102,7 @@ void AddDoctor(CLI::App& app, CommandMain& chosen) {
   AddModelSource(*command, flags->model);
   command->add_option("--arithmetic", flags->model.arithmetic, "pin the version of the arithmetic");
   command->add_option("--compute-dtype", flags->model.compute_dtype, "auto or f32")->check(CLI::IsMember({"auto", "f32"}));
-  command->add_flag("--exactness", flags->exactness, "hash every token's logits over batch, chunk, TP, PP, preemption, transport");
+  command->add_flag("--exactness", flags->exactness, "hash every token's logits over batch, chunk, prefix hit, TP, PP, preemption, transport");
   command->footer("Example: plumbline doctor --exactness --model deploy/demo_model/model");
   command->callback([flags, &chosen] { chosen = [flags] { return RunDoctor(*flags); }; });
 }

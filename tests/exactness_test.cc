@@ -27,7 +27,8 @@ std::string Describe(const ExactnessRun& run) {
   const char* transport = run.transport == Transport::kGloo  ? " gloo"
                           : run.transport == Transport::kShm ? " shm"
                                                              : " threads";
-  return absl::StrCat("tp ", run.mesh.tp, " pp ", run.mesh.pp, transport, " batch ", run.batch, " chunk ", run.chunk, run.preempted ? " preempted" : "", ": ",
+  return absl::StrCat("tp ", run.mesh.tp, " pp ", run.mesh.pp, transport, " batch ", run.batch, " chunk ", run.chunk,
+                      " prefix hit ", run.prefix_hit, run.preempted ? " preempted" : "", ": ",
                       run.differing_tokens, " of ", run.tokens, " tokens differ, first at ", run.first_difference);
 }
 
@@ -78,6 +79,26 @@ TEST_P(ExactnessTest, ProcessTransportsBetweenRanks) {
   ExpectExact(options);
 }
 
+TEST_P(ExactnessTest, PrefixHits) {
+  ExactnessOptions options = OptionsFor(GetParam());
+  options.meshes = {{1, 1}, {2, 1}, {1, 2}};
+  options.batches = {1, 3, 5};
+  options.chunks = {0};
+  options.prefix_hits = {64, 128};
+  ExpectExact(options);
+}
+
+TEST_P(ExactnessTest, LongPrefixHits) {
+  ExactnessOptions options = OptionsFor(GetParam());
+  options.prompt_tokens = 2150;
+  options.ranks.config.max_positions = 4096;  // the small models' own contexts are shorter
+  options.meshes = {{1, 1}};
+  options.batches = {2};
+  options.chunks = {512};
+  options.prefix_hits = {512, 2048};
+  ExpectExact(options);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, ExactnessTest, testing::ValuesIn(ModelDirs()), [](const auto& info) {
   return info.param == DemoModelDir() ? std::string("demo") : info.param.substr(info.param.rfind('/') + 1);
 });
@@ -93,6 +114,41 @@ TEST(ExactnessControl, RankOrderSumsAreCaught) {
   options.meshes = {{4, 1}};
   options.batches = {1};
   options.chunks = {0};
+  const auto runs = RunExactnessMatrix(options, nullptr);
+  ASSERT_TRUE(runs.ok()) << runs.status();
+  for (const ExactnessRun& run : *runs) EXPECT_GT(run.differing_tokens, 0) << Describe(run);
+}
+
+// Copies no states, so that a prefix hit goes on from what another sequence left in its slot.
+class ForgetfulDevice final : public Device {
+ public:
+  explicit ForgetfulDevice(std::unique_ptr<Device> device) : device_(std::move(device)) {}
+  Buffer Allocate(size_t num_bytes) override { return device_->Allocate(num_bytes); }
+  void Upload(Tensor to, const void* from) override { device_->Upload(to, from); }
+  void Download(void* to, ConstTensor from) override { device_->Download(to, from); }
+  void Copy(Tensor to, ConstTensor from) override {
+    if (to.dtype() != DType::kU8) device_->Copy(to, from);
+  }
+  void Zero(Tensor to) override { device_->Zero(to); }
+  void Synchronize() override { device_->Synchronize(); }
+  std::string Name() const override { return device_->Name(); }
+
+ private:
+  void Free(void*, size_t) override {}  // buffers are the inner device's
+  std::unique_ptr<Device> device_;
+};
+
+TEST(ExactnessControl, StatesThatAreNotCopiedAreCaught) {
+  ExactnessOptions options = OptionsFor(DemoModelDir());
+  options.ranks.make_backend = []() -> absl::StatusOr<Backend> {
+    absl::StatusOr<Backend> backend = MakeBackend({.num_threads = 1});
+    backend->device = std::make_unique<ForgetfulDevice>(std::move(backend->device));
+    return backend;
+  };
+  options.meshes = {{1, 1}};
+  options.batches = {1};
+  options.chunks = {0};
+  options.prefix_hits = {64};
   const auto runs = RunExactnessMatrix(options, nullptr);
   ASSERT_TRUE(runs.ok()) << runs.status();
   for (const ExactnessRun& run : *runs) EXPECT_GT(run.differing_tokens, 0) << Describe(run);

@@ -1,6 +1,7 @@
 #include "worker/exactness.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/status.h"
@@ -46,8 +47,11 @@ struct RunningScript {
   int64_t replay_until = 0;  // tokens whose results were seen before a preemption
   bool was_preempted = false;
   int64_t resume_at_step = 0;
+  int64_t prefix_hit = 0;
   std::vector<int32_t> blocks;
   int32_t slot = -1;
+  int32_t saved_slot = -1;  // holds the state behind prefix_hit
+  bool load_saved = false;  // the next step begins with it
   std::vector<uint64_t> hashes;  // by position
 };
 
@@ -63,7 +67,10 @@ class Driver {
   // Hashes of every sequence's logits by position; a position that was computed twice with different bits gets 0.
   absl::StatusOr<std::vector<std::vector<uint64_t>>> Run(const std::vector<Script>& scripts) {
     for (const Script& script : scripts) {
-      running_.push_back({.script = &script, .hashes = std::vector<uint64_t>(script.tokens.size())});
+      running_.push_back(
+          {.script = &script,
+           .prefix_hit = std::min(run_.prefix_hit, (script.prompt_tokens - 1) / kChunkTokens * kChunkTokens),
+           .hashes = std::vector<uint64_t>(script.tokens.size())});
     }
     for (int64_t step = 0; !Finished(); ++step) {
       if (run_.preempted) Preempt(step);
@@ -79,7 +86,11 @@ class Driver {
       }
       if (plan.sequences.empty()) continue;
       PL_ASSIGN_OR_RETURN(StepResult result, ranks_.Run(std::move(plan)));
-      for (size_t i = 0; i < planned.size(); ++i) Record(running_[planned[i]], result.sequences[i].logits);
+      for (size_t i = 0; i < planned.size(); ++i) {
+        RunningScript& sequence = running_[planned[i]];
+        Record(sequence, result.sequences[i].logits);
+        if (sequence.prefix_hit > 0 && sequence.position == sequence.prefix_hit) TakeOver(sequence, step + 3);
+      }
     }
     std::vector<std::vector<uint64_t>> hashes;
     for (RunningScript& sequence : running_) hashes.push_back(std::move(sequence.hashes));
@@ -104,17 +115,36 @@ class Driver {
       }
       sequence.was_preempted = true;
       sequence.replay_until = sequence.position;
-      sequence.position = 0;
-      sequence.resume_at_step = step + 2;
-      Free(sequence);
+      TakeOver(sequence, step + 2);
     }
   }
 
-  void Free(RunningScript& sequence) {
-    free_blocks_.insert(free_blocks_.begin(), sequence.blocks.begin(), sequence.blocks.end());
-    if (sequence.slot >= 0) free_slots_.insert(free_slots_.begin(), sequence.slot);
-    sequence.blocks.clear();
-    sequence.slot = -1;
+  // Goes on behind the cached prefix, or from the start: with its blocks, and a copy of the state behind it in a slot that
+  // others may have used meanwhile.
+  void TakeOver(RunningScript& sequence, int64_t resume_at_step) {
+    sequence.position = sequence.prefix_hit;
+    sequence.resume_at_step = resume_at_step;
+    FreeBlocks(sequence, sequence.prefix_hit / kBlockTokens);
+    FreeSlot(sequence.slot);
+    sequence.load_saved = sequence.saved_slot >= 0;
+  }
+
+  void FreeBlocks(RunningScript& sequence, int64_t num_kept) {
+    free_blocks_.insert(free_blocks_.begin(), sequence.blocks.begin() + num_kept, sequence.blocks.end());
+    sequence.blocks.resize(num_kept);
+  }
+
+  void FreeSlot(int32_t& slot) {
+    if (slot >= 0) free_slots_.insert(free_slots_.begin(), slot);
+    slot = -1;
+  }
+
+  int32_t TakeSlot() {
+    if (ranks_.num_state_slots() == 0) return -1;
+    PL_CHECK(!free_slots_.empty());
+    const int32_t slot = free_slots_.back();
+    free_slots_.pop_back();
+    return slot;
   }
 
   // Tokens this sequence would like in this step: a chunk of its prompt, all generated tokens of a replay, or one.
@@ -123,7 +153,7 @@ class Driver {
     if (step < sequence.resume_at_step || step < static_cast<int64_t>(index % 3) || sequence.position == length) return 0;
     const int64_t prompt = sequence.script->prompt_tokens;
     if (sequence.position < prompt) {
-      const int64_t left = prompt - sequence.position;
+      const int64_t left = (sequence.position < sequence.prefix_hit ? sequence.prefix_hit : prompt) - sequence.position;
       return run_.chunk == 0 ? left : std::min(left, run_.chunk);
     }
     return std::max<int64_t>(1, sequence.replay_until - sequence.position);
@@ -141,10 +171,8 @@ class Driver {
       sequence.blocks.push_back(free_blocks_.back());
       free_blocks_.pop_back();
     }
-    if (sequence.slot < 0 && ranks_.num_state_slots() > 0) {
-      sequence.slot = free_slots_.back();
-      free_slots_.pop_back();
-    }
+    if (sequence.slot < 0) sequence.slot = TakeSlot();
+    if (end == sequence.prefix_hit) sequence.saved_slot = TakeSlot();
     const auto first = sequence.script->tokens.begin() + sequence.position;
     const int64_t prompt_left = std::max<int64_t>(0, sequence.script->prompt_tokens - sequence.position);
     return {.sequence_id = index,
@@ -153,6 +181,8 @@ class Driver {
             .num_prompt_tokens = static_cast<int32_t>(std::min(count, prompt_left)),
             .block_table = sequence.blocks,
             .state_slot = sequence.slot,
+            .load_slot = std::exchange(sequence.load_saved, false) ? sequence.saved_slot : -1,
+            .save_slot = end == sequence.prefix_hit ? sequence.saved_slot : -1,
             .draw = {},
             .targets = {},
             .return_logits = true};
@@ -166,7 +196,11 @@ class Driver {
       known = sequence.position < sequence.replay_until && known != hash ? 0 : hash;
       ++sequence.position;
     }
-    if (sequence.position == static_cast<int64_t>(sequence.script->tokens.size())) Free(sequence);
+    if (sequence.position == static_cast<int64_t>(sequence.script->tokens.size())) {
+      FreeBlocks(sequence, 0);
+      FreeSlot(sequence.slot);
+      FreeSlot(sequence.saved_slot);
+    }
   }
 
   LocalRanks& ranks_;
@@ -201,7 +235,8 @@ class Matrix {
     const int64_t sequences = static_cast<int64_t>(scripts_.size());
     ranks.limits = {.max_tokens = blocks * kBlockTokens * sequences,
                     .max_sequences = sequences,
-                    .max_step_tokens = kStepTokens};
+                    .max_step_tokens = kStepTokens,
+                    .max_cached_states = sequences};
     return LocalRanks::Start(std::move(ranks));
   }
 
@@ -238,11 +273,13 @@ absl::StatusOr<std::vector<ExactnessRun>> RunExactnessMatrix(
       PL_ASSIGN_OR_RETURN(auto ranks, matrix.Start(mesh, transport));
       for (const int batch : options.batches) {
         for (const int64_t chunk : options.chunks) {
-          for (const bool preempted : {false, true}) {
-            ExactnessRun run = {mesh, transport, batch, chunk, preempted, 0, 0, ""};
-            PL_RETURN_IF_ERROR(matrix.Compare(*ranks, run));
-            if (on_run) on_run(run);
-            runs.push_back(std::move(run));
+          for (const int64_t prefix_hit : options.prefix_hits) {
+            for (const bool preempted : {false, true}) {
+              ExactnessRun run = {mesh, transport, batch, chunk, prefix_hit, preempted, 0, 0, ""};
+              PL_RETURN_IF_ERROR(matrix.Compare(*ranks, run));
+              if (on_run) on_run(run);
+              runs.push_back(std::move(run));
+            }
           }
         }
       }
