@@ -65,6 +65,15 @@ void AddRunFlags(CLI::App& command, ModelFlags& flags) {
       ->check(CLI::NonNegativeNumber);
 }
 
+void AddPrefixCacheFlags(CLI::App& command, ModelFlags& flags) {
+  flags.prefix_cache = "on";
+  command.add_option("--prefix-cache", flags.prefix_cache, "on: prompts take over what the caches hold of them")
+      ->check(CLI::IsMember({"on", "off"}));
+  command.add_option("--prefix-cache-states", flags.prefix_cache_states,
+                     "recurrent states kept for it beside those of running sequences; only hybrid models have them")
+      ->check(CLI::Range(0, 65536));
+}
+
 absl::StatusOr<NamedModel> OpenNamedModel(const ModelFlags& flags) {
   NamedModel model;
   if (flags.model.empty() == flags.config.empty()) {
@@ -106,6 +115,7 @@ std::function<absl::StatusOr<std::unique_ptr<WeightSource>>(const ShardPlan& pla
 
 CacheLimits LimitsFor(const ModelFlags& flags, const NamedModel& model) {
   CacheLimits limits = flags.limits;
+  limits.max_cached_states = flags.prefix_cache == "on" ? flags.prefix_cache_states : 0;
   if (limits.max_sequences == 0) limits.max_sequences = kDefaultSequences;
   if (limits.max_step_tokens == 0) {
     // Room for a prompt chunk beside all decodes.
@@ -132,7 +142,7 @@ absl::Status CheckHostMemory(const NamedModel& model, Mesh mesh, const CacheLimi
   constexpr double kGiB = 1 << 30;
   return absl::ResourceExhaustedError(absl::StrFormat(
       "the model needs %.2f GiB at tp %d, pp %d and this host has %.2f GiB free: %.2f GiB too little "
-      "(--max-tokens and --max-sequences make the caches smaller)",
+      "(--max-tokens, --max-sequences and --prefix-cache-states make the caches smaller)",
       needed / kGiB, mesh.tp, mesh.pp, available / kGiB, (needed - available) / kGiB));
 }
 

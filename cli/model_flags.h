@@ -31,12 +31,17 @@ struct ModelFlags {
   std::string compute_dtype = "auto";
   int threads = 0;            // of each rank; 0: the cores of this machine dealt out over its ranks
   CacheLimits limits = {.max_tokens = 0, .max_sequences = 0, .max_step_tokens = 0};  // 0: default
+  std::string prefix_cache = "off";  // "on" by default where AddPrefixCacheFlags is used
+  int64_t prefix_cache_states = 8;   // state slots for it
 };
 
 // --model, --config, --layers, --weights.
 void AddModelSource(CLI::App& command, ModelFlags& flags);
 // --tp, --pp, --device, --arithmetic, --compute-dtype, --threads, --max-tokens, --max-sequences, --max-step-tokens.
 void AddRunFlags(CLI::App& command, ModelFlags& flags);
+
+// --prefix-cache, --prefix-cache-states.
+void AddPrefixCacheFlags(CLI::App& command, ModelFlags& flags);
 
 struct NamedModel {
   ModelConfig config;

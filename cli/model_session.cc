@@ -24,7 +24,8 @@ absl::StatusOr<std::unique_ptr<ModelSession>> ModelSession::Open(const ModelFlag
   session->engine_ = Engine::Create({.max_running_sequences = started.limits.max_sequences,
                                      .max_context_tokens = std::min(model.config.max_positions, started.limits.max_tokens),
                                      .vocab_size = model.config.vocab,
-                                     .eos_token_ids = model.config.eos_token_ids},
+                                     .eos_token_ids = model.config.eos_token_ids,
+                                     .prefix_cache = false},
                                     session->runner_.get(), session->text_ ? session->text_->tokenizer.get() : nullptr);
   return session;
 }

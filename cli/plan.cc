@@ -99,9 +99,10 @@ absl::Status RunPlan(const PlanFlags& flags) {
   }
   nlohmann::ordered_json shapes = nlohmann::ordered_json::array();
   if (!flags.json) {
-    std::printf("%s, %lld layers; KV cache of %lld tokens, %lld sequences, steps of %lld tokens; KV %lld B per token\n",
+    std::printf("%s, %lld layers; KV cache of %lld tokens, %lld sequences and %lld cached states, steps of %lld tokens; KV %lld B per token\n",
                 model.config.model_type.c_str(), static_cast<long long>(model.config.num_layers()),
                 static_cast<long long>(limits.max_tokens), static_cast<long long>(limits.max_sequences),
+                static_cast<long long>(limits.max_cached_states),
                 static_cast<long long>(limits.max_step_tokens),
                 static_cast<long long>(KvBytesPerToken(model.config, model.compute_dtype)));
   }
@@ -161,6 +162,7 @@ void AddPlan(CLI::App& app, CommandMain& chosen) {
   command->add_option("--max-tokens", flags->model.limits.max_tokens, "KV cache in tokens");
   command->add_option("--max-sequences", flags->model.limits.max_sequences, "sequences under way at once");
   command->add_option("--max-step-tokens", flags->model.limits.max_step_tokens, "tokens of one step");
+  AddPrefixCacheFlags(*command, flags->model);
   command->add_flag("--json", flags->json, "print JSON");
   command->footer("Example: plumbline plan --config tests/golden/configs/qwen3.6-27b.json --device h100:4");
   command->callback([flags, command, &chosen] {

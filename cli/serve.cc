@@ -150,7 +150,8 @@ class Server {
                               .max_running_sequences = limits.max_sequences,
                               .max_context_tokens = context,
                               .vocab_size = model_.config.vocab,
-                              .eos_token_ids = EosIds()},
+                              .eos_token_ids = EosIds(),
+                              .prefix_cache = flags_.model.prefix_cache == "on"},
                              watched_.get(), text_->tokenizer.get());
     served_.name = flags_.served_model_name.empty()
                        ? std::filesystem::canonical(model_.dir).filename().string()
@@ -229,6 +230,7 @@ class Server {
 void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   AddModelSource(command, flags.model);
   AddRunFlags(command, flags.model);
+  AddPrefixCacheFlags(command, flags.model);
   command.add_option("--http", flags.http, "HOST:PORT of the OpenAI-compatible interface; port 0: any");
   command.add_option("--grpc", flags.grpc, "HOST:PORT of the gRPC interface; port 0: any");
   command.add_option("--chat-template", flags.chat_template, "Jinja file to use instead of the model's own");

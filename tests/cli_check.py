@@ -76,11 +76,12 @@ def check_plan() -> None:
     """Bytes of Qwen3.6-27B: the published checkpoint's text part is 53,791,996,928 bytes; KV 65,536 B per token; state
     150,994,944 + 2,949,120 B per sequence."""
     config = ROOT / "tests/golden/configs/qwen3.6-27b.json"
-    shapes = json.loads(run("plan", "--config", config, "--max-tokens", 64000, "--max-sequences", 3, "--json"))
+    shapes = json.loads(run("plan", "--config", config, "--max-tokens", 64000, "--max-sequences", 3,
+                            "--prefix-cache-states", 2, "--json"))
     assert [(shape["tp"], shape["pp"]) for shape in shapes] == [(tp, pp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4)]
     whole = shapes[0]["ranks"][0]
     assert whole["checkpoint_bytes"] == 53_791_996_928 and whole["parameters"] == 26_895_998_464
-    assert whole["kv_bytes"] == 64000 * 65_536 and whole["state_bytes"] == 3 * (150_994_944 + 2_949_120)
+    assert whole["kv_bytes"] == 64000 * 65_536 and whole["state_bytes"] == (3 + 2) * (150_994_944 + 2_949_120)
     for shape in shapes:
         tp, ranks = shape["tp"], shape["ranks"]
         replicated_kv = 16 * 2 * 1024 * 5120 * 2 * (tp // 4 - 1) if tp > 4 else 0  # 4 KV heads on 8 ranks

@@ -109,7 +109,12 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     }
     Measure(arrival);
     usage_.completion_tokens += static_cast<int64_t>(output.tokens.size());
-    if (output.finish != FinishReason::kNone) --num_unfinished_;
+    if (output.finish != FinishReason::kNone) {
+      --num_unfinished_;
+      // Of each prompt's first choice, as prompt_tokens counts a prompt once.
+      const bool is_first = arrival.choice % options_.choices_per_prompt == 0;
+      if (is_first) usage_.cached_tokens += output.num_prompt_cached;
+    }
     if (!options_.stream) return Append(choices_[arrival.choice].total, output);
     for (const ResponseJson& chunk :
          options_.format->Chunks(static_cast<int>(arrival.choice), output)) {

@@ -21,6 +21,7 @@ struct GenerationCallOptions {
   std::unique_ptr<ResponseFormat> format;
   std::vector<GenerationRequest> requests;  // one per choice
   int64_t prompt_tokens = 0;                // for the usage
+  int64_t choices_per_prompt = 1;           // in order: all of the first prompt, then the next one's
   bool stream = false;
   bool include_usage = false;  // in the stream
   absl::Time arrival;

@@ -141,6 +141,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     usage_.set_completion_tokens(usage_.completion_tokens() +
                                  static_cast<int32_t>(output.tokens.size()));
     if (output.finish == FinishReason::kNone) return;
+    if (next.first == 0) usage_.set_cached_tokens(static_cast<int32_t>(output.num_prompt_cached));
     message_.set_finish_reason(output.finish == FinishReason::kLength ? "length" : "stop");
     if (--num_unfinished_ == 0) *message_.mutable_usage() = usage_;
   }

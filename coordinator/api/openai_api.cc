@@ -217,6 +217,7 @@ GenerationCallOptions OpenAiApi::CallOptions(const Call& call, const CompletionF
   return {.engine = options_.engine,
           .metrics = &metrics_,
           .responder = call.responder,
+          .choices_per_prompt = fields.n,
           .stream = fields.stream,
           .include_usage = fields.include_usage,
           .arrival = call.arrival};

@@ -22,6 +22,7 @@ std::string Print(const ResponseJson& json);
 
 struct Usage {
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // those of them that came from the prefix cache
   int64_t completion_tokens = 0;
 };
 
