@@ -69,7 +69,7 @@ absl::Status CheckModel(const ModelFlags& flags) {
                         LocalRanks::Options::Transport::kGloo};
   options.batches = {1, 2, 3, 7, 16, 17, 64};
   options.chunks = {64, 128, 512, 0};
-  options.prefix_hits = {0, 64, 128};
+  options.prefix_hits = {0, 128};
   options.prompt_tokens = std::min<int64_t>(200, model.config.max_positions - options.generated_tokens);
   int64_t tokens = 0, differing = 0, runs = 0;
   PL_RETURN_IF_ERROR(RunExactnessMatrix(options, [&](const ExactnessRun& run) {

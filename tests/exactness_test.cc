@@ -92,10 +92,10 @@ TEST_P(ExactnessTest, LongPrefixHits) {
   ExactnessOptions options = OptionsFor(GetParam());
   options.prompt_tokens = 2150;
   options.ranks.config.max_positions = 4096;  // the small models' own contexts are shorter
-  options.meshes = {{1, 1}};
+  options.meshes = {{1, 1}, {2, 2}};
   options.batches = {2};
   options.chunks = {512};
-  options.prefix_hits = {512, 2048};
+  options.prefix_hits = {0, 64, 512, 2048};
   ExpectExact(options);
 }
 

@@ -50,6 +50,11 @@ class FakeEngine : public Engine {
     fail_after_ = num_tokens;
     failure_ = std::move(status);
   }
+  // Prompt tokens that every request's end reports as cached.
+  void SetPromptCached(int64_t num_tokens) {
+    const std::lock_guard lock(mutex_);
+    num_prompt_cached_ = num_tokens;
+  }
   // Requests wait for ever before their first token, or after so many.
   void StallAfter(size_t num_tokens) {
     const std::lock_guard lock(mutex_);
@@ -134,7 +139,7 @@ class FakeEngine : public Engine {
     while (!is_stopping_) {
       std::vector<std::pair<Sink, GenerationOutput>> outputs;
       for (auto it = active_.begin(); it != active_.end();) {
-        GenerationOutput output;
+        GenerationOutput output{.num_prompt_cached = num_prompt_cached_};
         const bool is_new = Advance(it->second, output);
         const bool is_end = output.finish != FinishReason::kNone;
         if (is_new) outputs.emplace_back(it->second.sink, std::move(output));
@@ -207,6 +212,7 @@ class FakeEngine : public Engine {
   EngineStats stats_ = {.ready = true};
   uint64_t next_handle_ = 1;
   int num_cancelled_ = 0;
+  int64_t num_prompt_cached_ = 0;
   bool is_stopping_ = false;
   std::thread thread_;
 };

@@ -118,6 +118,7 @@ TEST_F(GrpcServiceTest, GeneratesEveryChoiceWithItsReasonAndUsage) {
   request.mutable_sampling()->set_seed(9);
   request.mutable_sampling()->set_temperature(0.5);
   (*request.mutable_sampling()->mutable_logit_bias())[3] = 1.5;
+  engine_->SetPromptCached(64);
   const Answer answer = Generate(request);
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.texts.at(0), "Hello, world.");
@@ -126,6 +127,7 @@ TEST_F(GrpcServiceTest, GeneratesEveryChoiceWithItsReasonAndUsage) {
   const auto num_tokens = static_cast<int>(text_.tokenizer->Encode("Hello, world.")->size()) + 1;
   EXPECT_EQ(answer.usage.prompt_tokens(), text_.tokenizer->Encode("hi")->size());
   EXPECT_EQ(answer.usage.completion_tokens(), 2 * num_tokens);
+  EXPECT_EQ(answer.usage.cached_tokens(), 64);
   EXPECT_EQ(answer.logprobs.size(), 2 * num_tokens);
   EXPECT_EQ(answer.logprobs[0].top_ids_size(), 2);
   const auto requests = engine_->requests();

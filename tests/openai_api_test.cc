@@ -146,6 +146,14 @@ TEST_F(OpenAiApiTest, ChatAnswersWithTheTemplatesTokens) {
   EXPECT_EQ(json["usage"]["total_tokens"], prompt.size() + Encode("Hello, world.").size() + 1);
 }
 
+TEST_F(OpenAiApiTest, UsageCountsThePromptsCachedTokensOnce) {
+  engine_->SetPromptCached(64);
+  Json body = Chat();
+  body["n"] = 3;
+  const Json json = PostOk("/v1/chat/completions", body);
+  EXPECT_EQ(json["usage"]["prompt_tokens_details"]["cached_tokens"], 64);
+}
+
 TEST_F(OpenAiApiTest, ChatPassesEveryParameter) {
   PostOk("/v1/chat/completions", Json::parse(ChatWith(R"(
       "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.05, "seed": 11, "max_completion_tokens": 3,
@@ -595,7 +603,11 @@ TEST_F(OpenAiApiTest, ReadinessIsProgress) {
 TEST_F(OpenAiApiTest, MetricsCountRequestsAndTime) {
   PostOk("/v1/chat/completions", Chat());
   PostError("/v1/completions", "{}");
-  engine_->SetStats({.queued = 3, .generated_tokens = 77, .ready = true});
+  engine_->SetStats({.queued = 3,
+                      .prefix_query_tokens = 900,
+                      .prefix_hit_tokens = 640,
+                      .generated_tokens = 77,
+                      .ready = true});
   const std::string text = Get("/metrics").body;
   EXPECT_THAT(text, HasSubstr("plumbline_http_requests_total{route=\"/v1/chat/completions\","
                               "status=\"200\"} 1"));
@@ -603,6 +615,8 @@ TEST_F(OpenAiApiTest, MetricsCountRequestsAndTime) {
   EXPECT_THAT(text, HasSubstr("plumbline_time_to_first_token_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("plumbline_queued_sequences 3"));
   EXPECT_THAT(text, HasSubstr("plumbline_generated_tokens_total 77"));
+  EXPECT_THAT(text, HasSubstr("plumbline_prefix_cache_query_tokens_total 900"));
+  EXPECT_THAT(text, HasSubstr("plumbline_prefix_cache_hit_tokens_total 640"));
 }
 
 TEST_F(OpenAiApiTest, AKeyIsAskedForWhereItMatters) {

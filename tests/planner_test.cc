@@ -102,6 +102,7 @@ TEST(PlannerTest, CachesOfQwen36) {
   EXPECT_EQ(rank(8).kv_bytes, int64_t{512} << 20);  // KV heads are replicated
   EXPECT_EQ(rank(1).state_bytes, state);
   EXPECT_EQ(rank(8).state_bytes, state / 8);
+  EXPECT_EQ(Plan(config, {}, {.max_sequences = 3, .max_cached_states = 2})[0].state_bytes, 5 * state);
   EXPECT_EQ(Plan(config, {}, {.max_tokens = 65})[0].kv_bytes, 128 * 65536);  // whole blocks
   int64_t kv = 0, states = 0;
   for (const RankBytes& bytes : Plan(config, {.tp = 2, .pp = 4}, limits)) {

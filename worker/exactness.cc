@@ -236,7 +236,7 @@ class Matrix {
     ranks.limits = {.max_tokens = blocks * kBlockTokens * sequences,
                     .max_sequences = sequences,
                     .max_step_tokens = kStepTokens,
-                    .max_cached_states = sequences};
+                    .max_cached_states = sequences + 1};  // one more, so that a slot given back is not the next one taken
     return LocalRanks::Start(std::move(ranks));
   }
 

@@ -299,7 +299,7 @@ bool Scheduler::AcquireCaches(Sequence& sequence, const Prefix& prefix) {
     if (prefix.slot != sequence.cache.state_slot) sequence.cache.load_slot = prefix.slot;
   }
   if (sequence.num_generated() == 0) sequence.num_prompt_cached = prefix.num_tokens();
-  num_prefix_queries_ += sequence.num_prompt();
+  if (options_.cache_prefixes) num_prefix_queries_ += sequence.num_prompt();
   num_prefix_hits_ += prefix.num_tokens();
   return true;
 }
