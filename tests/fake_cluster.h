@@ -32,11 +32,15 @@ inline uint64_t MixHash(uint64_t hash, uint64_t value) {  // SplitMix64's finali
   return x ^ (x >> 31);
 }
 
+inline constexpr uint64_t kEmptyHistory = 1;
+
+inline uint64_t ExtendHistory(uint64_t hash, const FakeToken& token) {
+  return MixHash(hash, static_cast<uint64_t>(token.token) * 2 + token.generated);
+}
+
 inline uint64_t HashHistory(const std::vector<FakeToken>& history, size_t length) {
-  uint64_t hash = 1;
-  for (size_t i = 0; i < length; ++i) {
-    hash = MixHash(hash, static_cast<uint64_t>(history[i].token) * 2 + history[i].generated);
-  }
+  uint64_t hash = kEmptyHistory;
+  for (size_t i = 0; i < length; ++i) hash = ExtendHistory(hash, history[i]);
   return hash;
 }
 
@@ -145,6 +149,7 @@ class FakeCluster {
   struct Cell {
     FakeToken token;
     int32_t position = -1;
+    uint64_t history = 0;  // up to the token: keys and values depend on all before it
   };
 
   void Complain(std::string problem) {
@@ -211,9 +216,12 @@ class FakeCluster {
                      position % kGridTokens];
     };
     std::vector<FakeToken> history;
+    uint64_t history_hash = kEmptyHistory;
     for (int32_t i = 0; i < plan.start; ++i) {
       if (cell(i).position != i) Complain("cache holds another position");
       history.push_back(cell(i).token);
+      history_hash = ExtendHistory(history_hash, history.back());
+      if (cell(i).history != history_hash) Complain("cache holds another beginning's token");
     }
     if (plan.num_prompt_tokens > 0 && !history.empty() && history.back().generated) {
       Complain("prompt after generated tokens");
@@ -225,9 +233,10 @@ class FakeCluster {
     for (size_t i = 0; i < plan.tokens.size(); ++i) {
       const int32_t position = plan.start + static_cast<int32_t>(i);
       history.push_back({plan.tokens[i], static_cast<int32_t>(i) >= plan.num_prompt_tokens});
-      cell(position) = {history.back(), position};
+      history_hash = ExtendHistory(history_hash, history.back());
+      cell(position) = {history.back(), position, history_hash};
       if (plan.targets.empty() && !plan.return_logits) continue;
-      const uint64_t hash = HashHistory(history, history.size());
+      const uint64_t hash = history_hash;
       if (!plan.targets.empty() && plan.targets[i] >= 0) {
         result.scored.push_back(MakeFakeLogprob(hash, plan.targets[i], plan.num_top_logprobs));
       }

@@ -106,7 +106,7 @@ class RandomUse {
 
   void Keep() {
     if (held_.empty() || held_.back().empty()) return;
-    const int32_t block = held_.back()[0];
+    const int32_t block = held_.back()[random_() % held_.back().size()];
     if (model_.OfBlock(block) != nullptr) return;
     const int name = random_() % 20;
     blocks_.Keep(Named(name), block);
@@ -259,6 +259,20 @@ TEST_P(EveryKind, AnotherFirstTokenMissesEverything) {
   GenerationRequest other = PromptOf(500, 0, 0);
   other.prompt[0] ^= 1;
   EXPECT_EQ(RunAlone(simulation, other)[0].start, 0);
+}
+
+TEST_P(EveryKind, ABlockBehindAnotherBeginningIsNotFound) {
+  const auto join = [](uint64_t first, uint64_t second) {
+    GenerationRequest request = PromptOf(0, 64, first);
+    const GenerationRequest rest = PromptOf(0, 70, second);
+    request.prompt.insert(request.prompt.end(), rest.prompt.begin(), rest.prompt.end());
+    return request;
+  };
+  Simulation simulation(GetParam());
+  RunAlone(simulation, join(2, 3));
+  RunAlone(simulation, join(4, 5));
+  RunAlone(simulation, join(4, 6));  // on a hybrid, saves the state behind the first block
+  EXPECT_EQ(RunAlone(simulation, join(4, 3))[0].start, 64);
 }
 
 TEST_P(EveryKind, WhatWasGeneratedIsNotAPromptsPrefix) {

@@ -114,6 +114,9 @@ TEST_P(PrefixExactnessTest, SmallCachesAndManyStreamsGiveTheBitsOfARequestAlone)
   std::vector<GenerationRequest> requests;
   for (uint64_t i = 0; i < 24; ++i) {
     requests.push_back(PromptOf(random() % 3 * 64 + random() % 130, 1 + random() % 90, i % 7 + 2, 20 + random() % 60));
+    // Every block in one of two ways, so that equal blocks stand behind different ones.
+    std::vector<int32_t>& prompt = requests.back().prompt;
+    for (size_t at = 0; at < prompt.size(); at += kGridTokens) prompt[at] = static_cast<int32_t>(random() % 2);
   }
   Served cold(GetParam(), {.limits = {.max_tokens = 1024, .max_sequences = 1, .max_step_tokens = 512}, .prefix_cache = false});
   std::vector<Seen> expected;

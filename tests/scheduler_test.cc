@@ -18,14 +18,16 @@ namespace {
 
 using ::testing::IsEmpty;
 
-// Half of the prompts begin as others do, up to a random place.
+// Half of the prompts begin as others do, up to a random place: every block in one of two ways.
 GenerationRequest RandomRequest(std::mt19937& random, const ClusterCapacity& capacity) {
   GenerationRequest request;
   const int64_t room = capacity.num_blocks * kGridTokens;
   const int64_t num_prompt = 1 + random() % std::min<int64_t>(room, random() % 2 == 0 ? 260 : 70);
   const int64_t num_common = random() % 2 == 0 ? random() % 400 : 0;
+  uint64_t way = 0;
   for (int64_t i = 0; i < num_prompt; ++i) {
-    const uint64_t token = i < num_common ? MixHash(7, i) : random();
+    if (i % kGridTokens == 0) way = random() % 2;
+    const uint64_t token = i < num_common ? MixHash(way, i) : random();
     request.prompt.push_back(static_cast<int32_t>(token % kFakeVocab));
   }
   request.max_tokens = std::min<int64_t>(random() % 100, room - num_prompt + 1);
