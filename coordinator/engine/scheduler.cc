@@ -168,18 +168,17 @@ Scheduler::Prefix Scheduler::FindPrefix(Sequence& sequence) {
   if (sequence.request().return_logits) {
     num_unwanted = std::min(num_unwanted, sequence.num_logit_rows);
   }
-  std::vector<int32_t> known;
+  size_t num_usable = 0;
   for (int64_t i = 0; i < num_unwanted / kGridTokens; ++i) {
     const PrefixCache::Entry* entry = blocks_.cache().Find(sequence.prompt_hashes()[i]);
     if (entry == nullptr) break;
-    known.push_back(entry->block);
+    prefix.blocks.push_back(entry->block);
     if (blocks_.num_slots() > 0 && entry->slot < 0) continue;
-    prefix.blocks = known;
+    num_usable = prefix.blocks.size();
     prefix.slot = entry->slot;
   }
-  if (known.size() > prefix.blocks.size()) {
-    prefix.branch = static_cast<int64_t>(known.size()) * kGridTokens;
-  }
+  if (prefix.blocks.size() > num_usable) prefix.branch = prefix.num_tokens();
+  prefix.blocks.resize(num_usable);
   return prefix;
 }
 
