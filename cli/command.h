@@ -21,6 +21,7 @@ void AddGenerate(CLI::App& app, CommandMain& chosen);
 void AddLogits(CLI::App& app, CommandMain& chosen);
 void AddScore(CLI::App& app, CommandMain& chosen);
 void AddTokenize(CLI::App& app, CommandMain& chosen);
+void AddKeys(CLI::App& app, CommandMain& chosen);
 void AddBench(CLI::App& app, CommandMain& chosen);
 void AddPlan(CLI::App& app, CommandMain& chosen);
 void AddDoctor(CLI::App& app, CommandMain& chosen);

@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
   plumbline::AddLogits(app, chosen);
   plumbline::AddScore(app, chosen);
   plumbline::AddTokenize(app, chosen);
+  plumbline::AddKeys(app, chosen);
   plumbline::AddBench(app, chosen);
   plumbline::AddPlan(app, chosen);
   plumbline::AddDoctor(app, chosen);

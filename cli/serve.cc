@@ -21,6 +21,7 @@
 #include "coordinator/api/openai_api.h"
 #include "coordinator/cluster/join_token.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/access_control.h"
 #include "coordinator/text/model_text.h"
 #include "proto/status.h"
 #include "worker/join_token.h"
@@ -36,6 +37,7 @@ struct ServeFlags {
   std::string worker_listen = "127.0.0.1:0";
   std::string join_token_file;
   std::string api_key_file;
+  std::string keys;
   int64_t max_context = 0;
   int64_t max_queue = 1024;
   int64_t drain_seconds = 30;
@@ -70,6 +72,18 @@ absl::StatusOr<std::string> JoinTokenOf(const std::string& path) {
   file << token << "\n";
   if (!file.flush() || error) return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
   return token;
+}
+
+absl::StatusOr<std::unique_ptr<AccessControl>> OpenAccess(const ServeFlags& flags) {
+  AccessOptions options;
+  if (!flags.api_key_file.empty()) {
+    std::ifstream file(flags.api_key_file);
+    if (!std::getline(file, options.operator_key) || options.operator_key.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat("--api-key-file ", flags.api_key_file, ": no key in it"));
+    }
+  }
+  if (!flags.keys.empty()) PL_ASSIGN_OR_RETURN(options.key_store, KeyStore::Open(flags.keys, KeyStore::Mode::kRead));
+  return std::make_unique<AccessControl>(std::move(options));
 }
 
 SamplingParams SamplingDefaults(const GenerationDefaults& file) {
@@ -131,6 +145,7 @@ class Server {
     PL_ASSIGN_OR_RETURN(http_address_, ParseHostPort("--http", flags_.http));
     PL_ASSIGN_OR_RETURN(grpc_address_, ParseHostPort("--grpc", flags_.grpc));
     if (model_.dir.empty()) return absl::InvalidArgumentError("serving needs --model DIR with a tokenizer.json");
+    PL_ASSIGN_OR_RETURN(access_, OpenAccess(flags_));
     PL_ASSIGN_OR_RETURN(text_, LoadModelText(model_.dir, flags_.chat_template));
     const CacheLimits limits = LimitsFor(flags_.model, model_);
     if (flags_.launch) PL_RETURN_IF_ERROR(CheckHostMemory(model_, flags_.model.mesh, limits));
@@ -174,22 +189,15 @@ class Server {
   }
 
   absl::Status StartServers() {
-    std::string api_key;
-    if (!flags_.api_key_file.empty()) {
-      std::ifstream file(flags_.api_key_file);
-      if (!std::getline(file, api_key) || api_key.empty()) {
-        return absl::InvalidArgumentError(absl::StrCat("--api-key-file ", flags_.api_key_file, ": no key in it"));
-      }
-    }
     api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{
-        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .api_key = api_key,
+        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .access = access_.get(),
         .stuck_after = absl::Seconds(flags_.stuck_seconds)});
     PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port}, api_.get()));
     PL_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start({.address = absl::StrCat(grpc_address_.host, ":", grpc_address_.port),
                                                   .engine = engine_.get(),
                                                   .model = &served_,
                                                   .cluster = &fleet_->cluster(),
-                                                  .api_key = api_key,
+                                                  .access = access_.get(),
                                                   .stuck_after = absl::Seconds(flags_.stuck_seconds),
                                                   .other_services = {}}));
     return absl::OkStatus();
@@ -218,6 +226,7 @@ class Server {
   HostPort http_address_, grpc_address_;
   ServedModel served_;
   // Destroyed from the last to the first: servers, engine, workers.
+  std::unique_ptr<AccessControl> access_;
   std::unique_ptr<ModelText> text_;
   std::unique_ptr<WorkerFleet> fleet_;
   std::unique_ptr<WatchedRunner> watched_;
@@ -235,7 +244,8 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--grpc", flags.grpc, "HOST:PORT of the gRPC interface; port 0: any");
   command.add_option("--chat-template", flags.chat_template, "Jinja file to use instead of the model's own");
   command.add_option("--served-model-name", flags.served_model_name, "the model's name in the API; default: its folder's");
-  command.add_option("--api-key-file", flags.api_key_file, "file with the key that clients must present");
+  command.add_option("--api-key-file", flags.api_key_file, "file with the operator's key, which has no quotas");
+  command.add_option("--keys", flags.keys, "file of API keys with quotas, as `plumbline keys` writes it");
   command.add_option("--max-context", flags.max_context, "prompt and output of a request together; default: the model's limit")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--max-queue", flags.max_queue, "waiting requests; more get 429")->check(CLI::PositiveNumber);

@@ -620,14 +620,18 @@ TEST_F(OpenAiApiTest, MetricsCountRequestsAndTime) {
 }
 
 TEST_F(OpenAiApiTest, AKeyIsAskedForWhereItMatters) {
-  Start({.api_key = "secret"});
+  AccessControl access({.operator_key = "secret"});
+  Start({.access = &access});
   const uint16_t port = server_->port();
   EXPECT_EQ(Fetch(port, "GET", "/v1/models").status, 401);
   EXPECT_EQ(Fetch(port, "GET", "/v1/models", "", "Authorization: Bearer wrong!\r\n").status, 401);
   EXPECT_EQ(Fetch(port, "GET", "/v1/models", "", "Authorization: Bearer secret\r\n").status, 200);
   EXPECT_EQ(Fetch(port, "GET", "/health").status, 200);
+  EXPECT_EQ(Fetch(port, "GET", "/ready").status, 200);
+  EXPECT_EQ(Fetch(port, "GET", "/metrics").status, 200);
   EXPECT_THAT(Fetch(port, "GET", "/health", "", "X-Request-Id: abc\r\n").head,
               HasSubstr("X-Request-Id: abc\r\n"));
+  server_.reset();
 }
 
 }  // namespace

@@ -1,13 +1,14 @@
 #include "coordinator/api/api_error.h"
 
 #include "absl/strings/cord.h"
+#include "coordinator/security/quotas.h"
 #include "nlohmann/json.hpp"
 
 namespace plumbline {
 namespace {
 
 constexpr char kFieldPayload[] = "plumbline/field";
-constexpr char kRetryAfterSeconds[] = "1";
+constexpr int64_t kRetryAfterSeconds = 1;  // where nobody knows better
 
 // OpenAI's "type" and "code" of an error.
 struct ErrorName {
@@ -46,24 +47,29 @@ ErrorName NameOf(int http_status) {
   }
 }
 
-std::string ErrorBody(int http_status, const std::string& message, const std::string& field) {
-  const ErrorName name = NameOf(http_status);
+ErrorName NameOf(const absl::Status& status) {
+  const auto refusal = QuotaRefusalOf(status);
+  if (!refusal) return NameOf(HttpStatusOf(status));
+  return {refusal->kind == QuotaKind::kTokens ? "tokens" : "requests", "rate_limit_exceeded"};
+}
+
+std::string ErrorBody(const ErrorName& name, const std::string& message, const std::string& field) {
   nlohmann::ordered_json error;
   error["message"] = message;
   error["type"] = name.type;
   error["param"] = field.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(field);
   error["code"] =
       name.code == nullptr ? nlohmann::ordered_json() : nlohmann::ordered_json(name.code);
-  if (http_status == 404 && field == "model") error["code"] = "model_not_found";
   nlohmann::ordered_json body;
   body["error"] = std::move(error);
   // A message may quote the client's bytes.
   return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-HttpResponse WithRetry(HttpResponse response) {
+HttpResponse WithHeaders(HttpResponse response, int64_t retry_after_seconds) {
+  if (response.status == 401) response.headers.push_back({"WWW-Authenticate", "Bearer"});
   if (response.status == 429 || response.status == 503) {
-    response.headers.push_back({"Retry-After", kRetryAfterSeconds});
+    response.headers.push_back({"Retry-After", std::to_string(retry_after_seconds)});
   }
   return response;
 }
@@ -110,18 +116,21 @@ int HttpStatusOf(const absl::Status& status) {
 }
 
 std::string ErrorBody(const absl::Status& status) {
-  const int http_status = HttpStatusOf(status);
-  const std::string field =
-      status.code() == absl::StatusCode::kNotFound ? "model" : FieldOf(status);
-  return ErrorBody(http_status, std::string(status.message()), field);
+  const bool is_model = status.code() == absl::StatusCode::kNotFound;
+  ErrorName name = NameOf(status);
+  if (is_model) name.code = "model_not_found";
+  return ErrorBody(name, std::string(status.message()), is_model ? "model" : FieldOf(status));
 }
 
 HttpResponse ErrorResponseOf(int http_status, const std::string& message) {
-  return WithRetry({.status = http_status, .body = ErrorBody(http_status, message, "")});
+  return WithHeaders({.status = http_status, .body = ErrorBody(NameOf(http_status), message, "")},
+                     kRetryAfterSeconds);
 }
 
 HttpResponse ErrorResponseOf(const absl::Status& status) {
-  return WithRetry({.status = HttpStatusOf(status), .body = ErrorBody(status)});
+  const auto refusal = QuotaRefusalOf(status);
+  return WithHeaders({.status = HttpStatusOf(status), .body = ErrorBody(status)},
+                     refusal ? refusal->retry_after_seconds : kRetryAfterSeconds);
 }
 
 }  // namespace plumbline

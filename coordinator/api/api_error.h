@@ -21,7 +21,7 @@ int HttpStatusOf(const absl::Status& status);
 std::string ErrorBody(const absl::Status& status);
 // The same for what has only an HTTP status, e.g. 413.
 HttpResponse ErrorResponseOf(int http_status, const std::string& message);
-// With Retry-After for 429 and 503.
+// With Retry-After for 429 and 503, WWW-Authenticate for 401.
 HttpResponse ErrorResponseOf(const absl::Status& status);
 
 }  // namespace plumbline

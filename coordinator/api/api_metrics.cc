@@ -7,6 +7,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <iterator>
+#include <utility>
 #include <vector>
 
 namespace plumbline {
@@ -86,6 +87,21 @@ std::vector<prometheus::MetricFamily> FamiliesOf(const EngineStats& stats) {
   };
 }
 
+prometheus::MetricFamily FamilyOf(const AccessControl& access) {
+  prometheus::MetricFamily family{"plumbline_access_refused_total",
+                                  "Requests refused for want of a key or over a key's quota.",
+                                  prometheus::MetricType::Counter,
+                                  {}};
+  const auto num_refused = access.num_refused();
+  for (size_t i = 0; i < num_refused.size(); ++i) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"reason", NameOf(static_cast<RefusalReason>(i))}};
+    metric.counter.value = static_cast<double>(num_refused[i]);
+    family.metric.push_back(std::move(metric));
+  }
+  return family;
+}
+
 }  // namespace
 
 struct ApiMetrics::Impl {
@@ -130,10 +146,11 @@ void ApiMetrics::ObserveTokens(absl::Duration since_last, int64_t num_tokens) {
   for (int64_t i = 0; i < num_tokens; ++i) impl_->per_token.Observe(seconds);
 }
 
-std::string ApiMetrics::Serialize(const EngineStats& stats) const {
+std::string ApiMetrics::Serialize(const EngineStats& stats, const AccessControl* access) const {
   std::vector<prometheus::MetricFamily> families = impl_->registry.Collect();
   std::vector<prometheus::MetricFamily> engine = FamiliesOf(stats);
   std::move(engine.begin(), engine.end(), std::back_inserter(families));
+  if (access != nullptr) families.push_back(FamilyOf(*access));
   return prometheus::TextSerializer().Serialize(families);
 }
 

@@ -7,6 +7,7 @@
 
 #include "absl/time/time.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/access_control.h"
 
 namespace plumbline {
 
@@ -21,8 +22,8 @@ class ApiMetrics {
   // `num_tokens` > 0 arrived together, so long after those before them.
   void ObserveTokens(absl::Duration since_last, int64_t num_tokens);
 
-  // Prometheus' text format, together with the engine's figures.
-  std::string Serialize(const EngineStats& stats) const;
+  // Prometheus' text format, together with the engine's figures and those of `access`, which may be null.
+  std::string Serialize(const EngineStats& stats, const AccessControl* access) const;
 
  private:
   struct Impl;

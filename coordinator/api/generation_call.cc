@@ -45,6 +45,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
       if (!handle.ok()) {
         CancelSequences();
         is_done_ = true;
+        options_.ticket.Refund();
         return options_.responder->Respond(ErrorResponseOf(handle.status()));
       }
       const std::lock_guard lock(mutex_);
@@ -109,6 +110,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     }
     Measure(arrival);
     usage_.completion_tokens += static_cast<int64_t>(output.tokens.size());
+    options_.ticket.Charge(static_cast<int64_t>(output.tokens.size()));
     if (output.finish != FinishReason::kNone) {
       --num_unfinished_;
       // Of each prompt's first choice, as prompt_tokens counts a prompt once.
@@ -143,12 +145,14 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     }
     if (!options_.responder->Write(events)) {
       is_done_ = true;
+      options_.ticket.Release();
       CancelSequences();
     }
   }
 
   void Finish() {
     is_done_ = true;
+    options_.ticket.Release();
     if (!options_.stream) {
       std::vector<GenerationOutput> outputs;
       for (Choice& choice : choices_) outputs.push_back(std::move(choice.total));
@@ -162,6 +166,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
 
   void Fail(const absl::Status& status) {
     is_done_ = true;
+    options_.ticket.Release();
     CancelSequences();
     if (!is_streaming_) return options_.responder->Respond(ErrorResponseOf(status));
     options_.responder->Write(Event(ErrorBody(status)) + Event("[DONE]"));

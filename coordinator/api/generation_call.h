@@ -11,6 +11,7 @@
 #include "coordinator/api/http_server.h"
 #include "coordinator/api/openai_response.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/quotas.h"
 
 namespace plumbline {
 
@@ -25,6 +26,7 @@ struct GenerationCallOptions {
   bool stream = false;
   bool include_usage = false;  // in the stream
   absl::Time arrival;
+  Quotas::Ticket ticket;  // released before the answer's last byte is out
 };
 
 // Submits all and returns; answers through the responder, also when that fails.

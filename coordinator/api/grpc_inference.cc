@@ -1,4 +1,3 @@
-#include "coordinator/api/api_key.h"
 #include "coordinator/api/grpc_inference.h"
 
 #include <grpcpp/grpcpp.h>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "coordinator/api/grpc_access.h"
 #include "coordinator/api/grpc_messages.h"
 #include "coordinator/api/request_builder.h"
 #include "coordinator/text/tokenizer.h"
@@ -45,6 +45,12 @@ class ActiveCall {
   CallGate& gate_;
 };
 
+// What may go to the engine.
+struct AdmittedCall {
+  std::vector<GenerationRequest> requests;
+  Quotas::Ticket ticket;
+};
+
 // One stream. Owns itself until OnDone; sinks of the engine may hold it a little longer.
 class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                            public std::enable_shared_from_this<GenerateCall> {
@@ -52,17 +58,19 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   GenerateCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders)
       : engine_(engine), active_(std::in_place, gate), senders_(senders) {}
 
-  void Start(absl::StatusOr<std::vector<GenerationRequest>> requests) {
+  void Start(absl::StatusOr<AdmittedCall> call) {
     self_ = shared_from_this();
-    if (!requests.ok()) return End(requests.status());
-    num_unfinished_ = requests->size();
-    usage_.set_prompt_tokens(static_cast<int32_t>(requests->front().prompt.size()));
-    for (size_t i = 0; i < requests->size(); ++i) {
+    if (!call.ok()) return End(call.status());
+    std::vector<GenerationRequest> requests = std::move(call->requests);
+    ticket_ = std::move(call->ticket);
+    num_unfinished_ = requests.size();
+    usage_.set_prompt_tokens(static_cast<int32_t>(requests.front().prompt.size()));
+    for (size_t i = 0; i < requests.size(); ++i) {
       absl::StatusOr<uint64_t> handle = engine_->Submit(
-          std::move((*requests)[i]), [self = shared_from_this(), i](GenerationOutput output) {
+          std::move(requests[i]), [self = shared_from_this(), i](GenerationOutput output) {
             self->OnOutput(static_cast<int>(i), std::move(output));
           });
-      if (!handle.ok()) return End(handle.status());
+      if (!handle.ok()) return Refuse(handle.status());
       const std::lock_guard lock(mutex_);
       handles_.push_back(*handle);
       if (is_ending_) break;  // cancelled meanwhile
@@ -87,8 +95,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   }
 
  private:
+  void Refuse(const absl::Status& status) {
+    {
+      const std::lock_guard lock(mutex_);
+      ticket_.Refund();
+    }
+    End(status);
+  }
+
   void OnOutput(int choice, GenerationOutput output) {  // on the engine thread
     const std::lock_guard lock(mutex_);
+    ticket_.Charge(static_cast<int64_t>(output.tokens.size()));
     if (is_ending_) return;
     if (output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled) {
       return PostEnd(FailureOf(output));
@@ -124,6 +141,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
       } else {
         return;
       }
+      if (end) ticket_.Release();  // before the client hears of the end
     }
     if (end) return Finish(*end);
     StartWrite(&message_);
@@ -179,6 +197,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   std::mutex mutex_;
   std::deque<std::pair<int, GenerationOutput>> waiting_;
   std::vector<uint64_t> handles_;
+  Quotas::Ticket ticket_;
   size_t num_unfinished_ = 0;
   bool is_writing_ = false;
   bool is_ending_ = false;    // no more is taken from the engine
@@ -193,15 +212,20 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
             v1::ScoreResponse* response)
       : engine_(engine), active_(std::in_place, gate), senders_(senders), response_(response) {}
 
-  void Start(absl::StatusOr<GenerationRequest> request) {
+  void Start(absl::StatusOr<AdmittedCall> call) {
     self_ = shared_from_this();
-    if (!request.ok()) return End(request.status());
-    response_->mutable_token_ids()->Assign(request->prompt.begin(), request->prompt.end());
+    if (!call.ok()) return End(call.status());
+    GenerationRequest& request = call->requests.front();
+    ticket_ = std::move(call->ticket);
+    response_->mutable_token_ids()->Assign(request.prompt.begin(), request.prompt.end());
     absl::StatusOr<uint64_t> handle =
-        engine_->Submit(*std::move(request), [self = shared_from_this()](GenerationOutput output) {
+        engine_->Submit(std::move(request), [self = shared_from_this()](GenerationOutput output) {
           self->OnOutput(std::move(output));
         });
-    if (!handle.ok()) return End(handle.status());
+    if (!handle.ok()) {
+      ticket_.Refund();
+      return End(handle.status());
+    }
     bool is_cancelled = false;
     {
       const std::lock_guard lock(mutex_);
@@ -244,6 +268,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     {
       const std::lock_guard lock(mutex_);
       if (std::exchange(is_finished_, true)) return;
+      ticket_.Release();  // before the client hears of the end
       for (const TokenLogprob& logprob : logprobs_) Fill(logprob, *response_->add_tokens());
     }
     Finish(ToGrpc(status));
@@ -256,6 +281,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   std::shared_ptr<ScoreCall> self_;
   std::mutex mutex_;
   std::optional<uint64_t> handle_;
+  Quotas::Ticket ticket_;
   std::vector<TokenLogprob> logprobs_;
   bool is_finished_ = false;
 };
@@ -320,41 +346,52 @@ class InferenceService final : public v1::Inference::CallbackService {
   }
 
  private:
-  absl::Status Admit(const grpc::CallbackServerContext& context) const {
+  absl::StatusOr<Caller> CallerOf(const grpc::CallbackServerContext& context) const {
     if (!options_.gate->is_open) return absl::UnavailableError("the server is stopping");
-    const auto given = context.client_metadata().find("authorization");
-    const bool has_key = given != context.client_metadata().end();
-    if (IsAuthorized(has_key ? std::string_view(given->second.data(), given->second.size()) : "",
-                     options_.api_key)) {
-      return absl::OkStatus();
-    }
-    return absl::UnauthenticatedError(
-        "missing or wrong API key; send it as metadata 'authorization: Bearer KEY'");
+    return Authenticate(options_.access, context);
   }
 
   template <typename Function>
   grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Function& function) {
-    absl::Status status = Admit(*context);
+    absl::Status status = CallerOf(*context).status();
     if (status.ok()) status = function();
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(ToGrpc(status));
     return reactor;
   }
 
-  absl::StatusOr<std::vector<GenerationRequest>> AdmitGenerate(
-      const grpc::CallbackServerContext& context, const v1::GenerateRequest& from) const {
-    PL_RETURN_IF_ERROR(Admit(context));
-    PL_ASSIGN_OR_RETURN(std::vector<GenerationRequest> requests, BuildGenerate(builder_, from));
-    for (GenerationRequest& request : requests) request.deadline = DeadlineOf(context);
-    return requests;
+  // `build` gives the requests, which share a prompt.
+  template <typename Build>
+  absl::StatusOr<AdmittedCall> AdmitCall(grpc::CallbackServerContext& context,
+                                         const Build& build) const {
+    PL_ASSIGN_OR_RETURN(const Caller caller, CallerOf(context));
+    AdmittedCall call;
+    PL_ASSIGN_OR_RETURN(call.ticket, Admit(options_.access, caller));
+    PL_ASSIGN_OR_RETURN(call.requests, build());
+    PL_RETURN_IF_ERROR(
+        call.ticket.Reserve(static_cast<int64_t>(call.requests.front().prompt.size())));
+    for (GenerationRequest& request : call.requests) request.deadline = DeadlineOf(context);
+    return call;
   }
 
-  absl::StatusOr<GenerationRequest> AdmitScore(const grpc::CallbackServerContext& context,
-                                               const v1::ScoreRequest& from) const {
-    PL_RETURN_IF_ERROR(Admit(context));
-    PL_ASSIGN_OR_RETURN(GenerationRequest request, BuildScore(builder_, from));
-    request.deadline = DeadlineOf(context);
-    return request;
+  absl::StatusOr<AdmittedCall> AdmitGenerate(grpc::CallbackServerContext& context,
+                                             const v1::GenerateRequest& from) const {
+    auto call = AdmitCall(context, [&] { return BuildGenerate(builder_, from); });
+    AddRetryAfter(call.status(), context);
+    return call;
+  }
+
+  absl::StatusOr<AdmittedCall> AdmitScore(grpc::CallbackServerContext& context,
+                                          const v1::ScoreRequest& from) const {
+    using Requests = std::vector<GenerationRequest>;
+    auto call = AdmitCall(context, [&]() -> absl::StatusOr<Requests> {
+      PL_ASSIGN_OR_RETURN(GenerationRequest request, BuildScore(builder_, from));
+      Requests requests;
+      requests.push_back(std::move(request));
+      return requests;
+    });
+    AddRetryAfter(call.status(), context);
+    return call;
   }
 
   const InferenceServiceOptions options_;

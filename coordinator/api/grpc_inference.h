@@ -3,11 +3,11 @@
 
 #include <atomic>
 #include <memory>
-#include <string>
 
 #include "coordinator/api/cluster_info.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/access_control.h"
 
 namespace grpc {
 class Service;
@@ -25,7 +25,7 @@ struct InferenceServiceOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;  // may be null
-  std::string api_key;                   // empty: none is needed
+  AccessControl* access = nullptr;       // null: everyone may do everything
   CallGate* gate = nullptr;
 };
 

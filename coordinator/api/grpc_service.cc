@@ -1,4 +1,3 @@
-#include "coordinator/api/api_key.h"
 #include "coordinator/api/grpc_service.h"
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
@@ -13,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "coordinator/api/grpc_access.h"
 #include "coordinator/api/grpc_inference.h"
 #include "coordinator/api/readiness.h"
 #include "proto/cluster.grpc.pb.h"
@@ -52,7 +52,8 @@ class ClusterService final : public v1::Cluster::Service {
 
   grpc::Status Status(grpc::ServerContext* context, const v1::StatusRequest*,
                       v1::StatusResponse* response) override {
-    if (!HasKey(*context)) return NoKey();
+    const absl::StatusOr<Caller> caller = Authenticate(options_.access, *context);
+    if (!caller.ok()) return ToGrpc(caller.status());
     const EngineStats stats = options_.engine->Stats();
     response->set_model(options_.model->name);
     response->set_ready(Readiness(stats, options_.stuck_after).ok());
@@ -88,7 +89,12 @@ class ClusterService final : public v1::Cluster::Service {
   // gives up.
   grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest*,
                      v1::DrainResponse*) override {
-    if (!HasKey(*context)) return NoKey();
+    const absl::StatusOr<Caller> caller = Authenticate(options_.access, *context);
+    if (!caller.ok()) return ToGrpc(caller.status());
+    if (!caller->is_operator()) {
+      return {grpc::StatusCode::PERMISSION_DENIED,
+              "draining needs the operator's key, that of --api-key-file"};
+    }
     while (!options_.engine->Drain(absl::Now() + absl::FromChrono(kPollInterval))) {
       if (context->IsCancelled()) {
         return {grpc::StatusCode::DEADLINE_EXCEEDED, "draining goes on; requests are under way"};
@@ -98,17 +104,6 @@ class ClusterService final : public v1::Cluster::Service {
   }
 
  private:
-  bool HasKey(const grpc::ServerContext& context) const {
-    const auto given = context.client_metadata().find("authorization");
-    const bool has_key = given != context.client_metadata().end();
-    return IsAuthorized(has_key ? std::string_view(given->second.data(), given->second.size()) : "",
-                        options_.api_key);
-  }
-  static grpc::Status NoKey() {
-    return {grpc::StatusCode::UNAUTHENTICATED,
-            "missing or wrong API key; send it as metadata 'authorization: Bearer KEY'"};
-  }
-
   const GrpcServerOptions options_;
 };
 
@@ -120,7 +115,7 @@ class PublicServer final : public GrpcServer {
         inference_(MakeInferenceService({.engine = options.engine,
                                          .model = options.model,
                                          .cluster = options.cluster,
-                                         .api_key = options.api_key,
+                                         .access = options.access,
                                          .gate = &gate_})) {}
 
   ~PublicServer() override { Stop(absl::InfinitePast()); }

@@ -13,6 +13,7 @@
 #include "coordinator/api/cluster_info.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/access_control.h"
 
 namespace grpc {
 class Service;
@@ -25,7 +26,7 @@ struct GrpcServerOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;  // may be null
-  std::string api_key;  // empty: none is needed; else metadata "authorization: Bearer KEY"
+  AccessControl* access = nullptr;       // null: everyone may do everything; else metadata "authorization: Bearer KEY"
   absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
   int max_message_bytes = 32 << 20;
   std::vector<grpc::Service*> other_services;  // on the same port; they outlive the server

@@ -10,7 +10,6 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "coordinator/api/api_error.h"
-#include "coordinator/api/api_key.h"
 #include "coordinator/api/readiness.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/status.h"
@@ -108,6 +107,7 @@ struct OpenAiApi::Call {
   std::shared_ptr<MeasuredResponder> responder;
   std::string id;
   absl::Time arrival;
+  Caller caller;
 
   void Answer(const ResponseJson& json) { responder->Respond({.body = Print(json)}); }
 };
@@ -153,8 +153,14 @@ const OpenAiApi::Route* OpenAiApi::FindRoute(const HttpRequest& request, std::st
   return nullptr;
 }
 
-bool OpenAiApi::HasKey(const HttpRequest& request) const {
-  return IsAuthorized(request.Header("authorization"), options_.api_key);
+absl::StatusOr<Caller> OpenAiApi::Authenticate(const HttpRequest& request) const {
+  if (options_.access == nullptr) return Caller{};
+  return options_.access->Authenticate(request.Header("authorization"));
+}
+
+absl::StatusOr<Quotas::Ticket> OpenAiApi::Admit(const Caller& caller) const {
+  if (options_.access == nullptr) return Quotas::Ticket();
+  return options_.access->Admit(caller);
 }
 
 HttpResponse OpenAiApi::ErrorResponse(int status, const std::string& message) {
@@ -182,11 +188,14 @@ void OpenAiApi::Handle(HttpRequest request, std::shared_ptr<HttpResponder> respo
   if (route == nullptr) {
     return measured->Respond(ErrorResponseOf(404, "there is nothing at " + request.path));
   }
-  if (route->access == Route::Access::kKey && !HasKey(request)) {
-    return measured->Respond(
-        ErrorResponseOf(401, "missing or wrong API key; send it as 'Authorization: Bearer KEY'"));
-  }
-  Call call{.request = std::move(request), .responder = measured, .id = id, .arrival = arrival};
+  absl::StatusOr<Caller> caller = Caller{};
+  if (route->access == Route::Access::kKey) caller = Authenticate(request);
+  if (!caller.ok()) return measured->Respond(ErrorResponseOf(caller.status()));
+  Call call{.request = std::move(request),
+            .responder = measured,
+            .id = id,
+            .arrival = arrival,
+            .caller = *caller};
   const absl::Status status = (this->*route->answer)(call);
   if (!status.ok()) measured->Respond(ErrorResponseOf(status));
 }
@@ -234,6 +243,7 @@ ResponseOptions OpenAiApi::FormatOptions(const CompletionFields& fields,
 }
 
 absl::Status OpenAiApi::ChatCompletions(Call& call) {
+  PL_ASSIGN_OR_RETURN(Quotas::Ticket ticket, Admit(call.caller));
   PL_ASSIGN_OR_RETURN(
       ChatCompletionRequest request,
       ParseChatCompletionRequest(call.request.body, options_.model->sampling_defaults));
@@ -249,6 +259,8 @@ absl::Status OpenAiApi::ChatCompletions(Call& call) {
   PL_RETURN_IF_ERROR(AddChoices(fields, prompt, call, &generation.requests));
   generation.prompt_tokens = static_cast<int64_t>(prompt.size());
   generation.format = MakeChatFormat(FormatOptions(fields, "chatcmpl-"));
+  PL_RETURN_IF_ERROR(ticket.Reserve(generation.prompt_tokens));
+  generation.ticket = std::move(ticket);
   StartGenerationCall(std::move(generation));
   return absl::OkStatus();
 }
@@ -268,6 +280,7 @@ absl::StatusOr<std::vector<int32_t>> OpenAiApi::EncodePrompt(const CompletionReq
 }
 
 absl::Status OpenAiApi::Completions(Call& call) {
+  PL_ASSIGN_OR_RETURN(Quotas::Ticket ticket, Admit(call.caller));
   PL_ASSIGN_OR_RETURN(CompletionRequest request,
                       ParseCompletionRequest(call.request.body, options_.model->sampling_defaults));
   CompletionFields& fields = request.common;
@@ -298,6 +311,8 @@ absl::Status OpenAiApi::Completions(Call& call) {
     }
   }
   generation.format = MakeCompletionFormat(std::move(format));
+  PL_RETURN_IF_ERROR(ticket.Reserve(generation.prompt_tokens));
+  generation.ticket = std::move(ticket);
   StartGenerationCall(std::move(generation));
   return absl::OkStatus();
 }
@@ -405,7 +420,7 @@ absl::Status OpenAiApi::Ready(Call& call) {
 
 absl::Status OpenAiApi::Metrics(Call& call) {
   call.responder->Respond({.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                           .body = metrics_.Serialize(options_.engine->Stats())});
+                           .body = metrics_.Serialize(options_.engine->Stats(), options_.access)});
   return absl::OkStatus();
 }
 

@@ -17,6 +17,7 @@
 #include "coordinator/api/request_builder.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/access_control.h"
 
 namespace plumbline {
 
@@ -24,7 +25,7 @@ struct OpenAiApiOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;           // may be null
-  std::string api_key;                            // empty: none is needed
+  AccessControl* access = nullptr;                // null: everyone may do everything
   absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
 };
 
@@ -42,7 +43,8 @@ class OpenAiApi final : public HttpHandler {
   static const Route kRoutes[];
 
   static const Route* FindRoute(const HttpRequest& request, std::string* allowed);
-  bool HasKey(const HttpRequest& request) const;
+  absl::StatusOr<Caller> Authenticate(const HttpRequest& request) const;
+  absl::StatusOr<Quotas::Ticket> Admit(const Caller& caller) const;
 
   // Each answers through the call's responder, or returns an error to answer with.
   absl::Status ChatCompletions(Call& call);
