@@ -82,7 +82,9 @@ absl::StatusOr<std::unique_ptr<AccessControl>> OpenAccess(const ServeFlags& flag
       return absl::InvalidArgumentError(absl::StrCat("--api-key-file ", flags.api_key_file, ": no key in it"));
     }
   }
-  if (!flags.keys.empty()) PL_ASSIGN_OR_RETURN(options.key_store, KeyStore::Open(flags.keys, KeyStore::Mode::kRead));
+  if (!flags.keys.empty()) {
+    PL_ASSIGN_OR_RETURN(options.key_store, KeyStore::Open(flags.keys, KeyStore::Mode::kRead));
+  }
   return std::make_unique<AccessControl>(std::move(options));
 }
 

@@ -19,7 +19,7 @@ def run(*arguments: object) -> str:
 
 
 def check_help() -> None:
-    commands = ["serve", "coordinator", "worker", "generate", "logits", "score", "tokenize", "bench", "plan", "doctor"]
+    commands = ["serve", "coordinator", "worker", "generate", "logits", "score", "tokenize", "keys", "bench", "plan", "doctor"]
     for command in commands:
         assert "Example: plumbline " + command in run(command, "--help"), f"{command} --help has no example"
 

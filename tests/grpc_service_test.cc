@@ -5,10 +5,12 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "coordinator/security/access_control.h"
 #include "coordinator/text/model_text.h"
 #include "proto/cluster.grpc.pb.h"
 #include "proto/inference.grpc.pb.h"
@@ -255,11 +257,153 @@ TEST_F(GrpcServiceTest, TrainingSaysThatItIsNotSupported) {
 }
 
 TEST_F(GrpcServiceTest, AKeyIsAskedFor) {
-  Start({.api_key = "secret"});
+  AccessControl access({.operator_key = "secret"});
+  Start({.access = &access});
   EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
   grpc::ClientContext context;
   context.AddMetadata("authorization", "Bearer secret");
   EXPECT_TRUE(Generate(TextRequest(), context).status.ok());
+  server_.reset();
+}
+
+class GrpcKeysTest : public GrpcServiceTest {
+ protected:
+  void SetUp() override {
+    GrpcServiceTest::SetUp();
+    folder_ = std::filesystem::path(::testing::TempDir()) / absl::StrCat("grpc_keys_test.", ::getpid());
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directory(folder_);
+    const std::string path = (folder_ / "keys.db").string();
+    keys_ = *KeyStore::Open(path, KeyStore::Mode::kCreate);
+    access_ = std::make_unique<AccessControl>(
+        AccessOptions{.operator_key = "operator",
+                      .key_store = *KeyStore::Open(path, KeyStore::Mode::kRead),
+                      .clock = [] { return absl::FromUnixSeconds(1'700'000'000); }});
+    Start({.access = access_.get()});
+  }
+  void TearDown() override {
+    server_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  std::string MakeKey(const QuotaLimits& limits) {
+    return keys_->Create({.name = "alice", .limits = limits}, absl::Now())->key;
+  }
+  static void SetKey(grpc::ClientContext& context, const std::string& key) {
+    context.AddMetadata("authorization", "Bearer " + key);
+  }
+  static v1::GenerateRequest TokensRequest(int num_tokens) {
+    v1::GenerateRequest request;
+    for (int i = 0; i < num_tokens; ++i) request.mutable_tokens()->add_ids(5);
+    request.set_max_tokens(1);
+    return request;
+  }
+  // "0", or the refusal's retry-after.
+  std::string RetryAfter(const std::string& key, const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    SetKey(context, key);
+    const grpc::Status status = Generate(request, context).status;
+    if (status.ok()) return "0";
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+    const auto& trailer = context.GetServerTrailingMetadata();
+    const auto found = trailer.find("retry-after");
+    return found == trailer.end() ? "none" : std::string(found->second.data(), found->second.size());
+  }
+  std::string ScoreRetryAfter(const std::string& key, int num_tokens) {
+    grpc::ClientContext context;
+    SetKey(context, key);
+    v1::ScoreRequest request;
+    v1::ScoreResponse response;
+    for (int i = 0; i < num_tokens; ++i) request.mutable_tokens()->add_ids(5);
+    const grpc::Status status = inference_->Score(&context, request, &response);
+    if (status.ok()) return "0";
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+    const auto& trailer = context.GetServerTrailingMetadata();
+    const auto found = trailer.find("retry-after");
+    return found == trailer.end() ? "none" : std::string(found->second.data(), found->second.size());
+  }
+
+  std::filesystem::path folder_;
+  std::unique_ptr<KeyStore> keys_;
+  std::unique_ptr<AccessControl> access_;
+};
+
+TEST_F(GrpcKeysTest, WrongAndRevokedKeysAreUnauthenticated) {
+  const std::string key = MakeKey({});
+  EXPECT_EQ(RetryAfter(key, TokensRequest(3)), "0");
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  ASSERT_TRUE(keys_->Revoke(1, absl::Now()).ok());
+  grpc::ClientContext context;
+  SetKey(context, key);
+  EXPECT_EQ(Generate(TextRequest(), context).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(GrpcKeysTest, OverTheTokensPerMinuteSaysWhenToTryAgain) {
+  const std::string key = MakeKey({.tokens_per_minute = 60});
+  EXPECT_EQ(RetryAfter(key, TokensRequest(40)), "0");  // and one generated: 19 are left
+  EXPECT_EQ(RetryAfter(key, TokensRequest(30)), "11");
+  EXPECT_EQ(ScoreRetryAfter(key, 30), "11");
+  EXPECT_EQ(ScoreRetryAfter(key, 19), "0");
+  EXPECT_EQ(ScoreRetryAfter(key, 1), "1");
+  EXPECT_EQ(RetryAfter("operator", TokensRequest(150)), "0");
+}
+
+TEST_F(GrpcKeysTest, RefusedRequestsCostNothing) {
+  const std::string key = MakeKey({.tokens_per_minute = 60, .max_concurrent = 1});
+  engine_->RefuseWith(absl::ResourceExhaustedError("the queue is full"));
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(RetryAfter(key, TokensRequest(50)), "none");
+    EXPECT_EQ(ScoreRetryAfter(key, 50), "none");
+  }
+  engine_->RefuseWith(absl::OkStatus());
+  EXPECT_EQ(ScoreRetryAfter(key, 60), "0");
+}
+
+TEST_F(GrpcKeysTest, AConcurrentRequestsPlaceIsFreeWhenItsClientLeaves) {
+  const std::string key = MakeKey({.max_concurrent = 1});
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(RetryAfter(key, TokensRequest(3)), "0");
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(ScoreRetryAfter(key, 3), "0");
+  engine_->StallAfter(1);
+  {
+    grpc::ClientContext context;
+    SetKey(context, key);
+    const auto stream = inference_->Generate(&context, [] {
+      v1::GenerateRequest request = TokensRequest(3);
+      request.set_max_tokens(50);
+      return request;
+    }());
+    v1::GenerateResponse response;
+    ASSERT_TRUE(stream->Read(&response));
+    EXPECT_EQ(RetryAfter(key, TokensRequest(3)), "1");
+    context.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  std::string retry_after = "1";
+  for (int i = 0; i < 500 && retry_after == "1"; ++i) {
+    retry_after = RetryAfter(key, TokensRequest(3));
+    if (retry_after == "1") absl::SleepFor(absl::Milliseconds(10));
+  }
+  EXPECT_EQ(retry_after, "0");
+}
+
+// One client must not end the service of all others.
+TEST_F(GrpcKeysTest, DrainingNeedsTheOperatorsKey) {
+  const auto cluster = v1::Cluster::NewStub(channel_);
+  const auto drain = [&](const std::string& key) {
+    grpc::ClientContext context;
+    if (!key.empty()) SetKey(context, key);
+    v1::DrainResponse response;
+    return cluster->Drain(&context, {}, &response).error_code();
+  };
+  const std::string key = MakeKey({});
+  EXPECT_EQ(drain(""), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(drain(key), grpc::StatusCode::PERMISSION_DENIED);
+  grpc::ClientContext context;
+  SetKey(context, key);
+  v1::StatusResponse status;
+  EXPECT_TRUE(cluster->Status(&context, {}, &status).ok());
+  EXPECT_FALSE(status.draining());
+  EXPECT_EQ(drain("operator"), grpc::StatusCode::OK);
 }
 
 TEST_F(GrpcServiceTest, StopsWhileARequestIsUnderWay) {

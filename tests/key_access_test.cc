@@ -201,7 +201,8 @@ TEST_F(KeyAccessTest, TokensOfAnAbandonedRequestAreCharged) {
   const std::string key = MakeKey({.tokens_per_minute = 60});
   engine_->StallAfter(20);
   RawClient client(server_->port());
-  const std::string body = R"({"prompt": [5, 5, 5], "max_tokens": 100, "ignore_eos": true, "stream": true})";
+  const std::string body = R"({"prompt": [5, 5, 5], "max_tokens": 100, "ignore_eos": true, "stream": true,
+                               "logprobs": 0})";  // so that every token is an event
   StartUnfinished(client, key, body);
   for (int i = 0; i < 20; ++i) client.ReadUntil("data: ");
   client.Close();
