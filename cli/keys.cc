@@ -39,9 +39,7 @@ Json JsonOf(const KeyRecord& record) {
 }
 
 // Names are any bytes.
-void Print(const Json& json) {
-  std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
-}
+void Print(const Json& json) { std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str()); }
 
 std::string LimitText(int64_t limit) { return limit == 0 ? "-" : std::to_string(limit); }
 
@@ -71,7 +69,8 @@ absl::Status ListKeys(const KeysFlags& flags) {
     Print(list);
     return absl::OkStatus();
   }
-  std::printf("%6s  %17s  %14s  %-20s  %-20s  %s\n", "id", "tokens per minute", "max concurrent", "created", "revoked", "name");
+  std::printf("%6s  %17s  %14s  %-20s  %-20s  %s\n", "id", "tokens per minute", "max concurrent", "created", "revoked",
+              "name");
   for (const KeyRecord& record : records) {
     const KeySettings& settings = record.settings;
     std::printf("%6lld  %17s  %14s  %-20s  %-20s  %s\n", static_cast<long long>(record.id),
@@ -101,7 +100,8 @@ CLI::Option* AddName(CLI::App& command, KeysFlags& flags) {
 }
 
 void AddLimits(CLI::App& command, KeysFlags& flags) {
-  command.add_option("--tokens-per-minute", flags.settings.tokens_per_minute, "prompt and generated together; 0: no limit")
+  command
+      .add_option("--tokens-per-minute", flags.settings.tokens_per_minute, "prompt and generated together; 0: no limit")
       ->check(CLI::Range(int64_t{0}, kMaxTokensPerMinute));
   command.add_option("--max-concurrent", flags.settings.max_concurrent, "requests under way at once; 0: no limit")
       ->check(CLI::Range(int64_t{0}, kMaxConcurrentRequests));
@@ -122,9 +122,11 @@ void AddKeys(CLI::App& app, CommandMain& chosen) {
   const auto flags = std::make_shared<KeysFlags>();
   CLI::App* keys = app.add_subcommand("keys", "API keys with quotas, for serve --keys");
   keys->require_subcommand(1);
-  keys->footer("Example: plumbline keys create --store keys.db --name alice --tokens-per-minute 60000 --max-concurrent 4");
+  keys->footer(
+      "Example: plumbline keys create --store keys.db --name alice --tokens-per-minute 60000 --max-concurrent 4");
 
-  CLI::App& create = AddAction(*keys, chosen, flags, "create", "a new key, shown once; makes the file when it is not there", CreateKey);
+  CLI::App& create = AddAction(*keys, chosen, flags, "create",
+                               "a new key, shown once; makes the file when it is not there", CreateKey);
   AddName(create, *flags)->required();
   AddLimits(create, *flags);
   create.add_flag("--json", flags->json, "the key and its settings as JSON");

@@ -58,10 +58,10 @@ class KeyAccessTest : public ::testing::Test {
     std::filesystem::create_directory(folder_);
     const std::string path = (folder_ / "keys.db").string();
     keys_ = *KeyStore::Open(path, KeyStore::Mode::kCreate);
-    access_ = std::make_unique<AccessControl>(
-        AccessOptions{.operator_key = "operator",
-                      .key_store = *KeyStore::Open(path, KeyStore::Mode::kRead),
-                      .clock = [this] { return absl::FromUnixSeconds(now_seconds_); }});
+    access_ = std::make_unique<AccessControl>(AccessOptions{
+        .operator_key = "operator", .key_store = *KeyStore::Open(path, KeyStore::Mode::kRead), .clock = [this] {
+          return absl::FromUnixSeconds(now_seconds_);
+        }});
     api_ = std::make_unique<OpenAiApi>(
         OpenAiApiOptions{.engine = engine_.get(), .model = &model_, .access = access_.get()});
     server_ = *HttpServer::Start({}, api_.get());
@@ -76,7 +76,8 @@ class KeyAccessTest : public ::testing::Test {
   }
   // Prompts of exactly so many tokens, answered by at most so many.
   static std::string Body(int64_t num_prompt, int64_t max_tokens) {
-    return Json{{"prompt", std::vector<int32_t>(num_prompt, 5)}, {"max_tokens", max_tokens}, {"ignore_eos", true}}.dump();
+    return Json{{"prompt", std::vector<int32_t>(num_prompt, 5)}, {"max_tokens", max_tokens}, {"ignore_eos", true}}
+        .dump();
   }
   HttpReply Post(const std::string& key, const std::string& body) {
     return Fetch(server_->port(), "POST", kRoute, body, "Authorization: Bearer " + key + "\r\n");
@@ -84,8 +85,8 @@ class KeyAccessTest : public ::testing::Test {
   std::string Metrics() { return Fetch(server_->port(), "GET", "/metrics").body; }
   void StartUnfinished(RawClient& client, const std::string& key, const std::string& body) {
     const int before = engine_->num_active();
-    client.Send(absl::StrCat("POST ", kRoute, " HTTP/1.1\r\nAuthorization: Bearer ", key, "\r\nContent-Length: ",
-                             body.size(), "\r\n\r\n", body));
+    client.Send(absl::StrCat("POST ", kRoute, " HTTP/1.1\r\nAuthorization: Bearer ", key,
+                             "\r\nContent-Length: ", body.size(), "\r\n\r\n", body));
     for (int i = 0; i < 500 && engine_->num_active() == before; ++i) absl::SleepFor(absl::Milliseconds(10));
     ASSERT_EQ(engine_->num_active(), before + 1);
   }

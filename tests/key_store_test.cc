@@ -74,11 +74,8 @@ TEST_F(KeyStoreTest, KeepsSettingsAndHashesButNoKeys) {
   std::string key;
   {
     const auto store = Open(Mode::kCreate);
-    const auto made = store->Create({.name = "alice",
-                                     .limits = {.tokens_per_minute = 1000, .max_concurrent = 3},
-                                     .priority = 5,
-                                     .share = 7},
-                                    kNow);
+    const auto made = store->Create(
+        {.name = "alice", .limits = {.tokens_per_minute = 1000, .max_concurrent = 3}, .priority = 5, .share = 7}, kNow);
     ASSERT_TRUE(made.ok()) << made.status();
     key = made->key;
     EXPECT_THAT(Bytes(), HasSubstr(HashApiKey(key)));
@@ -116,8 +113,7 @@ TEST_F(KeyStoreTest, OpenStoresSeeChangesWithTheNextLookUp) {
   EXPECT_EQ((*reader->Find(bob.key))->settings.name, "bob");
   ASSERT_TRUE(writer->Change(2, {.name = "robert", .max_concurrent = 4}).ok());
   EXPECT_EQ((*reader->Find(bob.key))->settings.name, "robert");
-  EXPECT_EQ((*reader->Find(bob.key))->settings.limits,
-            (QuotaLimits{.tokens_per_minute = 50, .max_concurrent = 4}));
+  EXPECT_EQ((*reader->Find(bob.key))->settings.limits, (QuotaLimits{.tokens_per_minute = 50, .max_concurrent = 4}));
   ASSERT_TRUE(writer->Revoke(2, kNow + absl::Seconds(9)).ok());
   EXPECT_FALSE(reader->Find(bob.key)->has_value());
   EXPECT_TRUE(reader->Find(alice.key)->has_value());
@@ -236,7 +232,8 @@ TEST_F(KeyStoreTest, CallersAreTheOperatorAKeyOrNobody) {
   EXPECT_TRUE(ticket.ok());
   EXPECT_FALSE(access.Admit(caller).ok());
   EXPECT_TRUE(access.Admit(*access.Authenticate("Bearer secret")).ok());
-  for (const std::string& wrong : std::vector<std::string>{"Bearer secre", "Bearer secrets", "Bearer " + alice.key + "0", alice.key}) {
+  for (const std::string& wrong :
+       std::vector<std::string>{"Bearer secre", "Bearer secrets", "Bearer " + alice.key + "0", alice.key}) {
     const absl::Status status = access.Authenticate(wrong).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kUnauthenticated) << wrong;
     EXPECT_THAT(std::string(status.message()), Not(HasSubstr("secre")));

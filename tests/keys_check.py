@@ -10,7 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 
-from server_process import Server
+from server_process import MODEL, Server
 
 PLUMBLINE = sys.argv[1]
 
@@ -69,9 +69,10 @@ def check_many_at_once(folder: pathlib.Path) -> None:
 
 def status_of(server: Server, key: str | None, max_tokens: int = 4) -> int:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    body = json.dumps({"model": "demo", "prompt": "Plumbline is", "max_tokens": max_tokens, "ignore_eos": True}).encode()
+    body = json.dumps({"model": "demo", "prompt": "Plumbline is", "max_tokens": max_tokens, "ignore_eos": True})
+    request = urllib.request.Request(server.http + "/v1/completions", body.encode(), headers)
     try:
-        with urllib.request.urlopen(urllib.request.Request(server.http + "/v1/completions", body, headers), timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         assert error.code != 401 or error.headers["WWW-Authenticate"] == "Bearer"
@@ -111,7 +112,7 @@ def main() -> None:
         check_commands(pathlib.Path(temporary))
         check_many_at_once(pathlib.Path(temporary))
         check_server(pathlib.Path(temporary))
-    missing = subprocess.run([PLUMBLINE, "serve", "--model", "deploy/demo_model/model", "--keys", "/nowhere/keys.db"],
+    missing = subprocess.run([PLUMBLINE, "serve", "--model", MODEL, "--keys", "/nowhere/keys.db"],
                              capture_output=True, text=True, timeout=60)
     assert missing.returncode == 1 and "/nowhere/keys.db" in missing.stderr, missing.stderr
     print("keys are made, followed and kept secret")

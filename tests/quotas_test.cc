@@ -127,7 +127,7 @@ TEST_F(QuotasTest, LimitsMayChangeMeanwhile) {
   EXPECT_EQ(RequestsRetry(quotas_.Admit(1, {.max_concurrent = 1}).status()), 1);
   EXPECT_EQ(Begin(60, {.tokens_per_minute = 60}), 0);
   EXPECT_EQ(Begin(1, {.tokens_per_minute = 60}), 1);
-  EXPECT_EQ(Begin(1, {}), 0);                         // no limit any more
+  EXPECT_EQ(Begin(1, {}), 0);                            // no limit any more
   EXPECT_EQ(Begin(100, {.tokens_per_minute = 100}), 0);  // a new bucket is full
   now_ += absl::Minutes(1);
   EXPECT_EQ(Begin(1, {.tokens_per_minute = 10}), 0);  // a smaller one keeps what fits: 10
@@ -153,8 +153,8 @@ TEST_F(QuotasTest, TheLargestRatesFit) {
   EXPECT_EQ(Begin(kMaxTokensPerMinute, limits), 0);
 }
 
-// Whatever the sizes, what was admitted within a time is at most the rate times it, a full bucket, and the debt that the
-// last request may leave. And a client that waits as long as it is told is not refused again.
+// Whatever the sizes, what was admitted within a time is at most the rate times it, a full bucket, and the debt that
+// the last request may leave. And a client that waits as long as it is told is not refused again.
 TEST_F(QuotasTest, OverTimeAKeyGetsItsRate) {
   std::mt19937 random(7);
   for (const int64_t rate : {int64_t{7}, int64_t{100}, int64_t{6'000}}) {

@@ -33,8 +33,8 @@ bool IsApiKeyForm(std::string_view text) {
 
 std::string HashApiKey(std::string_view key) {
   std::string hash(kHashBytes, '\0');
-  PL_CHECK(EVP_Digest(key.data(), key.size(), reinterpret_cast<unsigned char*>(hash.data()), nullptr,
-                      EVP_sha256(), nullptr) == 1);
+  PL_CHECK(EVP_Digest(key.data(), key.size(), reinterpret_cast<unsigned char*>(hash.data()), nullptr, EVP_sha256(),
+                      nullptr) == 1);
   return hash;
 }
 

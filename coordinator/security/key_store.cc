@@ -124,8 +124,8 @@ absl::Status CheckSchema(SqliteDatabase& database) {
         absl::StrCat(database.path(), " is not a file of API keys; `plumbline keys create` makes one"));
   }
   if (version != kSchemaVersion) {
-    return absl::FailedPreconditionError(absl::StrCat(database.path(), " has version ", version,
-                                                      " of the key table, this program knows version ", kSchemaVersion));
+    return absl::FailedPreconditionError(absl::StrCat(
+        database.path(), " has version ", version, " of the key table, this program knows version ", kSchemaVersion));
   }
   PL_ASSIGN_OR_RETURN(SqliteStatement check, database.Prepare("PRAGMA integrity_check(1)"));
   PL_ASSIGN_OR_RETURN(const bool has_row, check.Step());
@@ -147,8 +147,8 @@ absl::StatusOr<std::unique_ptr<KeyStore>> KeyStore::Open(const std::string& path
 absl::Status KeyStore::Prepare(Mode mode) {
   if (mode == Mode::kCreate) PL_RETURN_IF_ERROR(MakeSchema(*database_));
   PL_RETURN_IF_ERROR(CheckSchema(*database_));
-  PL_ASSIGN_OR_RETURN(find_, database_->Prepare(absl::StrCat("SELECT ", kColumns,
-                                                             " FROM keys WHERE hash = ?1 AND revoked IS NULL")));
+  PL_ASSIGN_OR_RETURN(
+      find_, database_->Prepare(absl::StrCat("SELECT ", kColumns, " FROM keys WHERE hash = ?1 AND revoked IS NULL")));
   return absl::OkStatus();
 }
 
@@ -161,7 +161,8 @@ absl::StatusOr<NewKey> KeyStore::Create(const KeySettings& settings, absl::Time 
   PL_RETURN_IF_ERROR(transaction.Begin());
   PL_ASSIGN_OR_RETURN(const int64_t num_keys, database_->Number("SELECT count(*) FROM keys"));
   if (num_keys >= kMaxKeys) {
-    return absl::FailedPreconditionError(absl::StrCat(database_->path(), " has ", num_keys, " keys, the most there can be"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(database_->path(), " has ", num_keys, " keys, the most there can be"));
   }
   PL_ASSIGN_OR_RETURN(
       SqliteStatement insert,
@@ -208,10 +209,11 @@ absl::Status KeyStore::Change(int64_t id, const KeyChanges& changes) {
                                   .max_concurrent = changes.max_concurrent.value_or(0)}));
   const std::lock_guard lock(mutex_);
   // What is not bound is NULL.
-  PL_ASSIGN_OR_RETURN(SqliteStatement update,
-                      database_->Prepare("UPDATE keys SET name = coalesce(?2, name), "
-                                         "tokens_per_minute = coalesce(?3, tokens_per_minute), "
-                                         "max_concurrent = coalesce(?4, max_concurrent) WHERE id = ?1 AND revoked IS NULL"));
+  PL_ASSIGN_OR_RETURN(
+      SqliteStatement update,
+      database_->Prepare("UPDATE keys SET name = coalesce(?2, name), "
+                         "tokens_per_minute = coalesce(?3, tokens_per_minute), "
+                         "max_concurrent = coalesce(?4, max_concurrent) WHERE id = ?1 AND revoked IS NULL"));
   update.Bind(1, id);
   if (changes.name) update.BindText(2, *changes.name);
   if (changes.tokens_per_minute) update.Bind(3, *changes.tokens_per_minute);

@@ -1,5 +1,5 @@
-// KeyStore: the API keys of a deployment in a SQLite file, of which only hashes are kept. `plumbline keys` writes it while
-// servers have it open; they see a change with the next request. Thread-safe.
+// KeyStore: the API keys of a deployment in a SQLite file, of which only hashes are kept. `plumbline keys` writes it
+// while servers have it open; they see a change with the next request. Thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Quotas: how much each API key may use. Tokens flow into a key's bucket at its rate per minute and the bucket holds one
-// minute's worth. A request takes its prompt's tokens when it begins and its generated tokens as they come; what it
+// Quotas: how much each API key may use. Tokens flow into a key's bucket at its rate per minute and the bucket holds
+// one minute's worth. A request takes its prompt's tokens when it begins and its generated tokens as they come; what it
 // generates may leave the bucket in debt, and no request begins before that is paid. So over time a key gets its rate,
 // whatever the sizes of its requests, and a request that has begun is never cut short.
 #pragma once
@@ -51,8 +51,8 @@ class Quotas {
     Ticket& operator=(Ticket&& other) noexcept;
     ~Ticket() { Release(); }
 
-    // Takes the prompt's tokens. RESOURCE_EXHAUSTED when the key has not so many now; a prompt of more than one minute's
-    // worth needs a full bucket.
+    // Takes the prompt's tokens. RESOURCE_EXHAUSTED when the key has not so many now; a prompt of more than one
+    // minute's worth needs a full bucket.
     absl::Status Reserve(int64_t num_tokens);
     // Takes generated tokens.
     void Charge(int64_t num_tokens);
@@ -72,8 +72,8 @@ class Quotas {
 
   explicit Quotas(Clock clock = absl::Now);
 
-  // RESOURCE_EXHAUSTED when the key has as many requests under way as it may, or is in debt. The limits are those of now:
-  // they may differ from call to call.
+  // RESOURCE_EXHAUSTED when the key has as many requests under way as it may, or is in debt. The limits are those of
+  // now: they may differ from call to call.
   absl::StatusOr<Ticket> Admit(int64_t key_id, const QuotaLimits& limits);
 
   std::array<uint64_t, 2> num_refused() const;  // by QuotaKind

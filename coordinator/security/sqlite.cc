@@ -89,9 +89,7 @@ void SqliteStatement::Reset() { sqlite3_reset(statement_.get()); }
 
 int64_t SqliteStatement::Int(int column) const { return sqlite3_column_int64(statement_.get(), column); }
 
-bool SqliteStatement::IsNull(int column) const {
-  return sqlite3_column_type(statement_.get(), column) == SQLITE_NULL;
-}
+bool SqliteStatement::IsNull(int column) const { return sqlite3_column_type(statement_.get(), column) == SQLITE_NULL; }
 
 std::string SqliteStatement::Bytes(int column) const {
   const auto* data = static_cast<const char*>(sqlite3_column_blob(statement_.get(), column));

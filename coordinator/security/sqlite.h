@@ -1,5 +1,5 @@
-// A SQLite database in a file. Errors are a Status that names the file: DATA_LOSS when it is no database or a damaged one,
-// UNAVAILABLE when it stays locked or the disk fails, PERMISSION_DENIED, NOT_FOUND. Used by one thread at a time.
+// A SQLite database in a file. Errors are a Status that names the file: DATA_LOSS when it is no database or a damaged
+// one, UNAVAILABLE when it stays locked or the disk fails, PERMISSION_DENIED, NOT_FOUND. Used by one thread at a time.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,11 @@ class SqliteStatement {
 // Outlives its statements.
 class SqliteDatabase {
  public:
-  enum class Mode { kRead, kWrite, kCreate };  // kCreate: makes the file, readable by its owner alone, when it is not there
+  enum class Mode {
+    kRead,
+    kWrite,
+    kCreate
+  };  // kCreate: makes the file, readable by its owner alone, when it is not there
 
   static absl::StatusOr<std::unique_ptr<SqliteDatabase>> Open(const std::string& path, Mode mode);
 
