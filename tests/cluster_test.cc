@@ -234,12 +234,44 @@ TEST(ClusterTest, ProcessesOfAnyShapeGiveTheSameBits) {
   const Continuation alone = GenerateExpected(DemoOptions({.tp = 1, .pp = 1}));
   const Continuation cut = GenerateExpected(DemoOptions({.tp = 2, .pp = 2}));
   EXPECT_TRUE(alone.logits == cut.logits);
+  ClusterOptions over_tcp = DemoOptions({.tp = 2, .pp = 2});
+  over_tcp.transport = "gloo";
+  EXPECT_TRUE(GenerateExpected(std::move(over_tcp)).logits == alone.logits);
   // The comparison sees what it should: another arithmetic rounds elsewhere.
   ClusterOptions other = DemoOptions({.tp = 1, .pp = 1});
   other.arithmetic = "reference-1";
   const Continuation reference = GenerateExpected(std::move(other));
   EXPECT_EQ(reference.logits.size(), alone.logits.size());
   EXPECT_FALSE(reference.logits == alone.logits);
+}
+
+// Pieces of memory that a process shares with other ranks.
+int NumSharedSegments(int64_t pid) {
+  std::ifstream maps(absl::StrCat("/proc/", pid, "/maps"));
+  int count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    count += line.find("plumbline-ranks") != std::string::npos;
+  }
+  return count;
+}
+
+TEST(ClusterTest, ProcessesOfOneHostShareMemoryUnlessToldNotTo) {
+  for (const auto& [transport, num_segments] :
+       {std::pair{"auto", 2}, std::pair{"shm", 2}, std::pair{"gloo", 0}}) {
+    ClusterOptions options = DemoOptions({.tp = 2, .pp = 2});
+    options.transport = transport;
+    LaunchedCluster run(std::move(options));
+    run.events.Next<RunnerReady>();
+    for (const RankInfo& rank : run.cluster->Snapshot().ranks) {
+      EXPECT_EQ(NumSharedSegments(rank.pid), num_segments) << transport;  // one per group
+    }
+  }
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  options.transport = "pigeon";
+  LaunchedCluster run(std::move(options));
+  const RunnerLost lost = run.events.SkipTo<RunnerLost>();
+  EXPECT_TRUE(lost.fatal);
+  EXPECT_THAT(std::string(lost.reason.message()), HasSubstr("'pigeon': expected auto, shm or gloo"));
 }
 
 TEST(ClusterTest, AKilledWorkerIsReplacedAndTheOthersKeepTheirWeights) {
