@@ -13,7 +13,7 @@ namespace plumbline {
 // What the ranks laid out at start. The same for every epoch of one run.
 struct ClusterCapacity {
   int64_t num_blocks = 0;       // KV blocks of kBlockTokens tokens
-  int64_t num_state_slots = 0;  // recurrent-state slots; 0 when the model has no recurrent layers
+  int64_t num_state_slots = 0;  // of running sequences and of saved states; 0 when no layer is recurrent
   int64_t max_step_tokens = 0;
   int pipeline_stages = 1;      // steps that may be in flight
 };
