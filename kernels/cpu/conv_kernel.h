@@ -24,7 +24,7 @@ class Convolution {
       : weights_(memory), history_(memory + int64_t{width} * num_columns * 16), stride_(num_columns * 16),
         width_(width) {}
 
-  void Add(const ConvTask& task) {
+  __attribute__((noinline)) void Add(const ConvTask& task) {
     tasks_[num_tasks_] = task;
     first_column_[num_tasks_++] = num_columns_;
     const T* state = static_cast<const T*>(task.state);
@@ -59,7 +59,7 @@ class Convolution {
   }
 
   // The last inputs, back into the tasks' states.
-  void StoreStates() {
+  __attribute__((noinline)) void StoreStates() {
     alignas(64) T lanes[16];
     for (int index = 0; index < num_tasks_; ++index) {
       const ConvTask& task = tasks_[index];
@@ -85,7 +85,7 @@ class Convolution {
   float* History(int j, int column) { return history_ + j * stride_ + column * 16; }
 
   template <int kWidth>  // or 0 for any
-  void RowsOfWidth(int column, int count, const Place& place) {
+  __attribute__((noinline)) void RowsOfWidth(int column, int count, const Place& place) {
     const int width = kWidth > 0 ? kWidth : width_;
     typename Simd::F inputs[kWidth > 0 ? kWidth : kMaxConvWidth];  // oldest first
 #pragma GCC unroll 8
@@ -100,12 +100,14 @@ class Convolution {
 #pragma GCC unroll 8
       for (int j = 0; j < width - 1; ++j) inputs[j] = inputs[j + 1];
     };
-    if (count == kConvRows) {
+    int t = 0;
+    if constexpr (Simd::kParts == 1) {  // where the rows' inputs fit the registers
+      if (count == kConvRows) {
 #pragma GCC unroll 8
-      for (int t = 0; t < kConvRows; ++t) row(t);
-    } else {
-      for (int t = 0; t < count; ++t) row(t);
+        for (; t < kConvRows; ++t) row(t);
+      }
     }
+    for (; t < count; ++t) row(t);
 #pragma GCC unroll 8
     for (int j = 0; j < width - 1; ++j) Simd::Store(History(j, column), inputs[j]);
   }

@@ -17,6 +17,7 @@ struct Split {
 };
 
 struct AmxChunkProducts {
+  static constexpr bool kTakesSteps = true;
   using Simd = Avx512Lanes;
 
   // In the task's scratch, behind DeltaNetScratch.

@@ -93,6 +93,7 @@ void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
 // The products of a chunk of `count` rows in f32.
 template <typename Simd>
 struct F32ChunkProducts {
+  static constexpr bool kTakesSteps = false;  // of side work
   static int64_t ScratchFloats(int key_dim, int value_dim, int num_heads) {
     return DeltaNetScratchFloats(key_dim, value_dim, num_heads);
   }
@@ -280,17 +281,27 @@ class DeltaNetRun {
   // The next kChunk rows of the task, or what is left of it.
   template <typename Side>
   void Chunk(const DeltaNetTask& rows, Side& side) {
-    const int prompt = static_cast<int>(rows.num_prompt_rows);
-    if (prompt > 0) {
-      Products::Prepare(rows, scratch_, prompt, side);
-      for (int head = 0; head < rows.group; ++head) ChunkOfHead<Simd, T, Products>(rows, scratch_, prompt, head, side);
-      prompt_left_ -= prompt;
-      if (prompt_left_ == 0) StoreStates<Simd>(rows, scratch_);
+    if constexpr (Products::kTakesSteps) {
+      PromptChunk(rows, side);
+    } else {
+      NoSideWork none;
+      PromptChunk(rows, none);
     }
+    const int64_t prompt = rows.num_prompt_rows;
     for (int64_t row = prompt; row < rows.num_rows; ++row) RecurrentStep<Simd, T>(rows, scratch_, row);
   }
 
  private:
+  template <typename Side>
+  __attribute__((noinline)) void PromptChunk(const DeltaNetTask& rows, Side& side) {
+    const int prompt = static_cast<int>(rows.num_prompt_rows);
+    if (prompt == 0) return;
+    Products::Prepare(rows, scratch_, prompt, side);
+    for (int head = 0; head < rows.group; ++head) ChunkOfHead<Simd, T, Products>(rows, scratch_, prompt, head, side);
+    prompt_left_ -= prompt;
+    if (prompt_left_ == 0) StoreStates<Simd>(rows, scratch_);
+  }
+
   const DeltaNetScratch scratch_;
   int64_t prompt_left_;
 };
