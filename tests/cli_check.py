@@ -53,7 +53,8 @@ def check_score(folder: pathlib.Path) -> None:
 def check_logits(folder: pathlib.Path) -> None:
     subprocess.run([sys.executable, ROOT / "deploy/demo_tokens.py", ROOT / "deploy/demo_model/expected.json", folder / "tokens"], check=True)
     shapes = [[], ["--chunk", 64], ["--tp", 4, "--pp", 2], ["--tp", 2, "--pp", 2, "--transport", "gloo"],
-              ["--tp", 2, "--pp", 2, "--transport", "processes"], ["--threads", 3]]
+              ["--tp", 2, "--pp", 2, "--transport", "shm"],
+              ["--tp", 2, "--pp", 2, "--transport", "processes"], ["--tp", 2, "--transport", "processes-gloo"], ["--threads", 3]]
     outputs = set()
     for number, shape in enumerate(shapes):
         out = folder / f"logits{number}"

@@ -58,7 +58,7 @@ absl::Status Exchange(Communicator& group, const Case& c, std::vector<uint8_t>& 
   return c.call == Call::kAllGather ? group.AllGather(all, own.Rows(0, c.num_bytes)) : group.AllToAll(all, own);
 }
 
-// One of the two: the other is told after every call whether there is another.
+// One of the two; the one without a state goes on until the other ends the group.
 void RunRank(const Case& c, int rank, const std::string& directory, benchmark::State* state) {
   DirectoryStore store(directory);
   auto group = ConnectProcesses({.rank = rank, .size = 2, .group = "bench", .bind_address = "127.0.0.1"}, c.transport, store);
