@@ -11,7 +11,6 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -46,12 +45,6 @@ const char* NameOf(Operation operation) {
   return "";
 }
 
-int NumCores() {
-  cpu_set_t cores;
-  return sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores)
-                                                          : static_cast<int>(std::thread::hardware_concurrency());
-}
-
 void Pause() {
   for (int i = 0; i < 4; ++i) _mm_pause();
 }
@@ -62,8 +55,7 @@ const std::byte* BytesOf(ConstTensor tensor) { return static_cast<const std::byt
 class ShmCommunicator final : public Communicator {
  public:
   ShmCommunicator(const GroupMember& member, std::unique_ptr<ShmSegment> segment)
-      : member_(member), segment_(std::move(segment)), has_cores_(NumCores() >= member.size),
-        to_all_(segment_->RingToAll(rank())) {
+      : member_(member), segment_(std::move(segment)), to_all_(segment_->RingToAll(rank())) {
     for (int peer = 0; peer < size(); ++peer) {
       to_.emplace_back(segment_->RingTo(rank(), peer));
       from_.emplace_back(segment_->RingTo(peer, rank()), 0);
@@ -317,7 +309,6 @@ class ShmCommunicator final : public Communicator {
 
   const GroupMember member_;
   const std::unique_ptr<ShmSegment> segment_;
-  const bool has_cores_;
   ShmWriter to_all_;
   std::vector<ShmWriter> to_;  // by peer; a rank's own are not used
   std::vector<ShmReader> from_, from_all_;
