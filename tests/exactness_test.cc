@@ -82,7 +82,7 @@ TEST_P(ExactnessTest, ProcessTransportsBetweenRanks) {
 TEST_P(ExactnessTest, PrefixHits) {
   ExactnessOptions options = OptionsFor(GetParam());
   options.meshes = {{1, 1}, {2, 1}, {1, 2}};
-  options.batches = {1, 3, 5};
+  options.batches = {1, 3, 17};
   options.chunks = {0};
   options.prefix_hits = {64, 128};
   ExpectExact(options);
