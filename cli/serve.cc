@@ -168,7 +168,8 @@ class Server {
                               .max_context_tokens = context,
                               .vocab_size = model_.config.vocab,
                               .eos_token_ids = EosIds(),
-                              .prefix_cache = flags_.model.prefix_cache == "on"},
+                              .prefix_cache = flags_.model.prefix_cache == "on",
+                              .min_saved_prompt = 512},
                              watched_.get(), text_->tokenizer.get());
     served_.name = flags_.served_model_name.empty()
                        ? std::filesystem::canonical(model_.dir).filename().string()

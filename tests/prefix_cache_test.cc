@@ -358,6 +358,17 @@ TEST(PrefixCacheOnHybrids, ASharedBeginningHitsFromItsThirdSight) {
   EXPECT_EQ(RunAlone(simulation, PromptOf(512 + 10, 100, 4))[0].start, 512);
 }
 
+TEST(PrefixCacheOnHybrids, AShortPromptIsNotCut) {
+  Simulation simulation(kHybrid, 8, true, /*min_saved_prompt=*/512);
+  const std::vector<SequencePlan> plans = RunAlone(simulation, PromptOf(511, 0, 0, 1));
+  ASSERT_EQ(plans.size(), 1);
+  EXPECT_EQ(plans[0].save_slot, -1);
+  EXPECT_EQ(RunAlone(simulation, PromptOf(0, 512, 5, 1)).size(), 2) << "a long one is";
+  // Its blocks are known all the same: where others leave it, a state is saved.
+  RunAlone(simulation, PromptOf(511, 100, 6));
+  EXPECT_EQ(RunAlone(simulation, PromptOf(511, 100, 7))[0].start, 448);
+}
+
 TEST(PrefixCacheOnHybrids, AStateIsSavedOnce) {
   Simulation simulation(kHybrid);
   RunAlone(simulation, PromptOf(300, 0, 0));

@@ -17,9 +17,12 @@ namespace plumbline {
 
 class Simulation {
  public:
-  explicit Simulation(ClusterCapacity capacity, int64_t max_running = 8, bool cache_prefixes = true)
+  explicit Simulation(ClusterCapacity capacity, int64_t max_running = 8, bool cache_prefixes = true,
+                      int64_t min_saved_prompt = 0)
       : capacity_(capacity),
-        scheduler_({.max_running = max_running, .cache_prefixes = cache_prefixes}) {
+        scheduler_({.max_running = max_running,
+                    .cache_prefixes = cache_prefixes,
+                    .min_saved_prompt = min_saved_prompt}) {
     NewEpoch();
   }
 

@@ -43,7 +43,8 @@ class EngineImpl final : public Engine {
         runner_(*runner),
         tokenizer_(tokenizer),
         scheduler_({.max_running = options_.max_running_sequences,
-                    .cache_prefixes = options_.prefix_cache}) {
+                    .cache_prefixes = options_.prefix_cache,
+                    .min_saved_prompt = options_.min_saved_prompt}) {
     PL_CHECK(options_.vocab_size > 0 && options_.max_context_tokens > 0);
     PL_CHECK(options_.max_queued_requests > 0);
     thread_ = std::thread([this] { Run(); });

@@ -70,6 +70,7 @@ struct EngineOptions {
   int64_t vocab_size = 0;
   std::vector<int32_t> eos_token_ids;
   bool prefix_cache = true;            // prompts take over what the caches hold of them
+  int64_t min_saved_prompt = 0;        // scheduler.h
 };
 
 // Snapshot for metrics and the status page.

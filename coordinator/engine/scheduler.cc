@@ -148,7 +148,8 @@ int64_t Scheduler::NextCount(Sequence& sequence, int64_t budget) {
 int64_t Scheduler::NextSave(Sequence& sequence) {
   const int64_t own_slot = sequence.cache.state_slot < 0 ? 1 : 0;  // that it has yet to take
   if (!options_.cache_prefixes || blocks_.num_free_slots() <= own_slot) return 0;
-  const int64_t last = (sequence.num_prompt() - 1) / kGridTokens * kGridTokens;
+  const bool is_short = sequence.num_prompt() < options_.min_saved_prompt;
+  const int64_t last = is_short ? 0 : (sequence.num_prompt() - 1) / kGridTokens * kGridTokens;
   for (const int64_t position : {sequence.cache.branch, last}) {
     if (position <= sequence.cache.num_computed) continue;
     const PrefixCache::Entry* known =
