@@ -29,6 +29,9 @@
 namespace plumbline {
 namespace {
 
+// Tokens of a prompt whose recurrent state is worth the step more that saving it costs: about a step's worth.
+constexpr int64_t kMinSavedPrompt = 512;
+
 struct ServeFlags {
   ModelFlags model;
   std::string chat_template, served_model_name;
@@ -169,7 +172,7 @@ class Server {
                               .vocab_size = model_.config.vocab,
                               .eos_token_ids = EosIds(),
                               .prefix_cache = flags_.model.prefix_cache == "on",
-                              .min_saved_prompt = 512},
+                              .min_saved_prompt = kMinSavedPrompt},
                              watched_.get(), text_->tokenizer.get());
     served_.name = flags_.served_model_name.empty()
                        ? std::filesystem::canonical(model_.dir).filename().string()

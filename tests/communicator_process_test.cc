@@ -17,17 +17,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "parallel/communicator.h"
+#include "tests/communicator_testing.h"
 
 namespace plumbline {
 namespace {
 
 using ::testing::HasSubstr;
-using Bytes = std::vector<uint8_t>;
-
-constexpr absl::Duration kPatience = absl::Seconds(30);  // a deadline that no test should reach
-constexpr absl::Duration kPrompt = absl::Seconds(2);     // "at once" on a machine that is busy with other things
-
-Tensor View(Bytes& bytes) { return Tensor(bytes.data(), DType::kU8, {static_cast<int64_t>(bytes.size())}); }
 
 // Keys are files; for the processes of one test.
 class DirectoryStore final : public RendezvousStore {

@@ -10,17 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "parallel/communicator.h"
+#include "tests/communicator_testing.h"
 
 namespace plumbline {
 namespace {
 
 using ::testing::HasSubstr;
-using Bytes = std::vector<uint8_t>;
-
-constexpr absl::Duration kPatience = absl::Seconds(30);  // a deadline that no test should reach
-constexpr absl::Duration kPrompt = absl::Seconds(2);     // "at once" on a machine that is busy with other things
-
-Tensor View(Bytes& bytes) { return Tensor(bytes.data(), DType::kU8, {static_cast<int64_t>(bytes.size())}); }
 
 // The bytes that rank `from` holds for rank `to` in a round: different for every choice of the three.
 Bytes Pattern(int from, int to, int round, size_t num_bytes) {

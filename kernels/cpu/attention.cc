@@ -6,18 +6,6 @@
 #include "kernels/cpu/sequence_kernels.h"
 
 namespace plumbline {
-namespace {
-
-// Element i of a tensor whatever its type.
-std::byte* At(const Tensor& tensor, int64_t i) {
-  return static_cast<std::byte*>(tensor.raw()) + i * static_cast<int64_t>(SizeOf(tensor.dtype()));
-}
-const std::byte* At(const ConstTensor& tensor, int64_t i) {
-  return static_cast<const std::byte*>(tensor.raw()) + i * static_cast<int64_t>(SizeOf(tensor.dtype()));
-}
-
-}  // namespace
-
 void CpuOps::DoRopeTable(const RopeTableArgs& args) {
   const int64_t half = args.inv_freq.dim(0);
   pool_.ParallelFor(args.positions.dim(0), [&](int64_t t, int) {

@@ -7,13 +7,6 @@
 namespace plumbline {
 namespace {
 
-std::byte* At(const Tensor& tensor, int64_t element) {
-  return static_cast<std::byte*>(tensor.raw()) + element * static_cast<int64_t>(SizeOf(tensor.dtype()));
-}
-const std::byte* At(const ConstTensor& tensor, int64_t element) {
-  return static_cast<const std::byte*>(tensor.raw()) + element * static_cast<int64_t>(SizeOf(tensor.dtype()));
-}
-
 // Channels [channel, channel + num_channels) of sequence s; out is the caller's.
 ConvTask TaskOfChannels(const CausalConvArgs& args, int64_t s, int64_t channel, int64_t num_channels) {
   const int64_t channels = args.state.dim(1), width = args.weight.dim(1);

@@ -54,8 +54,7 @@ void StoreLinear(const LinearTable& table, const LinearArgs& args, int64_t row, 
   }
   const int64_t rounded_here = std::min(num_columns, num_rounded - column);
   store.num_columns = static_cast<int>(rounded_here);
-  store.out = static_cast<std::byte*>(args.rounded.raw()) +
-              (row * num_rounded + column) * static_cast<int64_t>(SizeOf(args.rounded.dtype()));
+  store.out = At(args.rounded, row * num_rounded + column);
   store.out_stride = num_rounded;
   store.out_dtype = args.rounded.dtype();
   table.store(store);

@@ -14,7 +14,6 @@ class QkvPieces {
   QkvPieces(const QkNormRopeArgs& args, const SequenceKernels& kernels)
       : args_(args),
         norm_rope_(kernels.norm_rope[ActIndex(args.q.dtype())]),
-        act_bytes_(static_cast<int64_t>(SizeOf(args.q.dtype()))),
         num_heads_(args.q.dim(1)),
         num_kv_heads_(args.k_cache.dim(1)),
         num_query_pieces_(num_heads_ * (args.gated ? 2 : 1)) {}
@@ -53,9 +52,6 @@ class QkvPieces {
   static const float* Optional(const ConstTensor& tensor) {
     return tensor.empty() ? nullptr : tensor.as<float>();
   }
-  std::byte* At(const Tensor& tensor, int64_t element) const {
-    return static_cast<std::byte*>(tensor.raw()) + element * act_bytes_;
-  }
   int64_t CacheRow(int64_t t, int64_t kv_head) const {
     const int64_t slot = args_.slots.as<int32_t>()[t];
     return ((slot / kBlockTokens * num_kv_heads_ + kv_head) * kBlockTokens + slot % kBlockTokens) * width();
@@ -63,7 +59,7 @@ class QkvPieces {
 
   const QkNormRopeArgs& args_;
   void (*const norm_rope_)(const NormRopeTask& task);
-  const int64_t act_bytes_, num_heads_, num_kv_heads_, num_query_pieces_;
+  const int64_t num_heads_, num_kv_heads_, num_query_pieces_;
 };
 
 }  // namespace
