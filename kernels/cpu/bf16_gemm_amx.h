@@ -35,7 +35,7 @@ struct AmxBf16 {
     asm volatile("" ::: "memory");  // the tile loads do not say that they read memory
     for (int column = 0; column < g.n; column += 32) {
       const bool wide = column + 32 <= g.n;
-      for (int row = 0; row < g.m; row += 32) {
+      for (int row = g.c_is_lower ? column : 0; row < g.m; row += 32) {
         const bool tall = row + 32 <= g.m;
         if (wide) {
           tall ? Block<true, true>(g, rest, row, column, each_step) : Block<false, true>(g, rest, row, column, each_step);
@@ -65,7 +65,8 @@ struct AmxBf16 {
       if constexpr (kTall && kWide) _tile_zero(3);
     }
     const int64_t panel = column / 16 * g.b_panel;
-    for (int l = 0; l < g.k; l += 32) {
+    const int end = g.a_is_lower && row + 32 < g.k ? row + 32 : g.k;
+    for (int l = 0; l < end; l += 32) {
       const uint16_t* a = g.a + row * g.a_stride + l;
       each_step();
       LoadB<kWide>(g.b + panel + 8 * l, g.b_panel);

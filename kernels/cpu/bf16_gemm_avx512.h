@@ -19,6 +19,9 @@ struct Bf16Gemm {
   float* c;
   int64_t c_stride;
   int m, n, k;
+  // A version may leave out 32 x 32 elements of C above the diagonal, or products with such of A.
+  bool a_is_lower = false;    // A[i, j] is zero for j > i
+  bool c_is_lower = false;    // C[i, j] is not needed for j > i
 };
 
 struct Avx512Bf16 {

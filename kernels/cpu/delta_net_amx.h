@@ -56,6 +56,9 @@ struct AmxChunkProducts {
     return Scratch(task.scratch + s.num_floats, task.key_dim, task.value_dim);
   }
 
+  static void StoreWeights(const DeltaNetTask& task, const DeltaNetScratch& s, int row, int column, __m512 lanes) {
+    SplitLanes(Behind(task, s).weights, row * kChunk + column, lanes);
+  }
   static void Begin() { AmxBf16::Begin(); }
   static void End() { AmxBf16::End(); }
 
@@ -82,7 +85,8 @@ struct AmxChunkProducts {
     for (const bool is_key : {true, false}) {
       const Split<uint16_t>& a = is_key ? split.k : split.q;
       AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.k_panels.high, .b_panel = 8 * split.keys,
-                         .c = is_key ? s.kk : s.qk, .c_stride = kChunkStride, .m = rows, .n = rows, .k = split.keys},
+                         .c = is_key ? s.kk : s.qk, .c_stride = kChunkStride, .m = rows, .n = rows, .k = split.keys,
+                         .c_is_lower = true},
                         {.a = a.low, .b = split.k_panels.low}, [&] { side.Step(); });
     }
   }
@@ -91,12 +95,13 @@ struct AmxChunkProducts {
   static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count,
                         Side& side) {
     const Scratch split = Behind(task, s);
-    SplitPanels(split.state_panels, 8 * split.keys, {state, s.value_stride, task.key_dim, split.keys, split.values});
     const __m512 factor = _mm512_set1_ps(decay);
-    for (int p = 0; p < task.key_dim; ++p) {
-      float* row = state + p * s.value_stride;
-      for (int c = 0; c < split.values; c += 16) Simd::Store(row + c, Simd::Mul(factor, Simd::Load(row + c)));
-    }
+    SplitPanels(split.state_panels, 8 * split.keys, {task.key_dim, split.keys, split.values}, [&](int row, int column) {
+      float* at = state + row * s.value_stride + column;
+      const __m512 lanes = _mm512_loadu_ps(at);
+      _mm512_storeu_ps(at, _mm512_mul_ps(factor, lanes));
+      return lanes;
+    });
     for (const bool is_key : {true, false}) {
       const Split<uint16_t>& a = is_key ? split.k : split.q;
       AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.state_panels.high,
@@ -110,20 +115,25 @@ struct AmxChunkProducts {
   static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side& side) {
     const Scratch split = Behind(task, s);
     const int rows = RoundUp(count, 16), depth = RoundUp(count, 32);
-    for (int i = 0; i < rows; ++i) {
-      SplitRow(split.weights, i * kChunk, s.weights + i * kChunkStride, i < count ? rows : 0, depth);
+    for (int i = count; i < rows; ++i) {
+      for (int j = 0; j < depth; j += 16) StoreWeights(task, s, i, j, _mm512_setzero_ps());
     }
-    SplitPanels(split.x_panels, 8 * kChunk, {s.x, s.value_stride, count, depth, split.values});
+    SplitPanels(split.x_panels, 8 * kChunk, {count, depth, split.values},
+                [&](int row, int column) { return _mm512_loadu_ps(s.x + row * s.value_stride + column); });
     AmxBf16::Multiply({.a = split.weights.high, .a_stride = kChunk, .b = split.x_panels.high, .b_panel = 8 * kChunk,
-                       .c = s.out, .c_stride = s.value_stride, .m = rows, .n = split.values, .k = depth},
+                       .c = s.out, .c_stride = s.value_stride, .m = rows, .n = split.values, .k = depth,
+                       .a_is_lower = true},
                       {.a = split.weights.low, .b = split.x_panels.low, .accumulate = true}, [&] { side.Step(); });
   }
 
   template <typename Side>
-  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count, Side& side) {
+  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, const float* factors, float* state, int count,
+                          Side& side) {
     const Scratch split = Behind(task, s);
     const int depth = RoundUp(count, 32);
-    SplitPanels(split.x_panels, 8 * kChunk, {s.x, s.value_stride, count, depth, split.values});
+    SplitPanels(split.x_panels, 8 * kChunk, {count, depth, split.values}, [&](int row, int column) {
+      return _mm512_mul_ps(_mm512_set1_ps(factors[row]), _mm512_loadu_ps(s.x + row * s.value_stride + column));
+    });
     AmxBf16::Multiply({.a = split.k_transposed.high, .a_stride = kChunk, .b = split.x_panels.high,
                        .b_panel = 8 * kChunk, .c = state, .c_stride = s.value_stride, .m = split.padded_keys,
                        .n = split.values, .k = depth},
@@ -137,26 +147,16 @@ struct AmxChunkProducts {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.high + to), high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.low + to), low);
   }
-  // Row `to` of a split matrix: `valid` elements of x, zeros up to `padded`; both multiples of 16.
-  static void SplitRow(const Split<uint16_t>& split, int64_t to, const float* x, int valid, int padded) {
-    for (int i = 0; i < padded; i += 16) {
-      SplitLanes(split, to + i, i < valid ? _mm512_loadu_ps(x + i) : _mm512_setzero_ps());
-    }
-  }
-  // Panels (Bf16Gemm::b) of a matrix: `valid` rows of x, zeros up to `padded` rows.
-  struct PanelSource {
-    const float* x;
-    int64_t stride;
+  // Panels (Bf16Gemm::b) of a matrix: lanes(row, column) of `valid` rows, zeros up to `padded` rows.
+  struct PanelSize {
     int valid, padded, columns;
   };
-  static void SplitPanels(const Split<uint32_t>& split, int64_t panel, const PanelSource& source) {
-    const float* x = source.x;
-    const int64_t stride = source.stride;
-    const int valid = source.valid;
-    for (int l = 0; l < source.padded; l += 2) {
-      for (int c = 0; c < source.columns; c += 16) {
-        const __m512 even = l < valid ? _mm512_loadu_ps(x + l * stride + c) : _mm512_setzero_ps();
-        const __m512 odd = l + 1 < valid ? _mm512_loadu_ps(x + (l + 1) * stride + c) : _mm512_setzero_ps();
+  template <typename Lanes>
+  static void SplitPanels(const Split<uint32_t>& split, int64_t panel, const PanelSize& size, const Lanes& lanes) {
+    for (int l = 0; l < size.padded; l += 2) {
+      for (int c = 0; c < size.columns; c += 16) {
+        const __m512 even = l < size.valid ? lanes(l, c) : _mm512_setzero_ps();
+        const __m512 odd = l + 1 < size.valid ? lanes(l + 1, c) : _mm512_setzero_ps();
         const __m256i even_high = (__m256i)_mm512_cvtneps_pbh(even), odd_high = (__m256i)_mm512_cvtneps_pbh(odd);
         const int64_t at = c / 16 * panel + 8 * l;
         _mm512_storeu_si512(split.high + at, Pairs(even_high, odd_high));

@@ -26,23 +26,28 @@ inline void PrefetchRows(const float* x, int64_t stride, int rows, int columns) 
   }
 }
 
-// weights[i][j] = (beta_i) products[i][j] e^(G_i - G_j) for j < i + diagonal, zero elsewhere in the lower tiles.
-template <typename Simd>
-void DecayedWeights(const DeltaNetScratch& s, const float* products, const float* beta, int count, int diagonal) {
+// Below the diagonal s.weights[i][j] = -beta_i kk[i][j] e^(G_i - G_j); there and on it the products' own weights are
+// qk[i][j] e^(G_i - G_j), and zero in the rest of the 16 columns and in 16 more, where blocks of rows reach.
+template <typename Simd, typename Products>
+void DecayedWeights(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
   for (int i = 0; i < count; ++i) {
-    const auto high = Simd::Set(s.decay[i]), low = Simd::Set(s.decay_low[i]);
-    const auto factor = Simd::Set(beta == nullptr ? 1.0f : -beta[i]);
-    for (int j = 0; j < RoundUp(count, 16); j += 16) {
-      auto weight = Simd::Zero();
-      if (j < i + diagonal) {
-        // G is carried in two floats: the difference of two large sums keeps its digits.
-        const auto difference = Simd::Add(Simd::Sub(high, Simd::Load(s.decay + j)),
-                                          Simd::Sub(low, Simd::Load(s.decay_low + j)));
-        const auto product = Simd::Mul(factor, Simd::Load(products + i * kChunkStride + j));
-        weight = Simd::FirstN(Simd::Mul(product, Simd::Exp(difference)), Least(16, i + diagonal - j), 0.0f);
+    const auto high = Simd::Set(s.decay[i]), low = Simd::Set(s.decay_low[i]), factor = Simd::Set(-s.beta[i]);
+    for (int j = 0; j <= i; j += 16) {
+      // G is carried in two floats: the difference of two large sums keeps its digits.
+      const auto difference = Simd::Add(Simd::Sub(high, Simd::Load(s.decay + j)),
+                                        Simd::Sub(low, Simd::Load(s.decay_low + j)));
+      const auto decay = Simd::Exp(difference);
+      const int64_t at = i * kChunkStride + j;
+      auto weight = Simd::Mul(Simd::Mul(factor, Simd::Load(s.kk + at)), decay);
+      auto value_weight = Simd::Mul(Simd::Load(s.qk + at), decay);
+      if (i - j < 16) {
+        weight = Simd::FirstN(weight, i - j, 0.0f);
+        value_weight = Simd::FirstN(value_weight, Least(16, i - j + 1), 0.0f);
       }
-      Simd::Store(s.weights + i * kChunkStride + j, weight);
+      Simd::Store(s.weights + at, weight);
+      Products::StoreWeights(task, s, i, j, value_weight);
     }
+    if (i < kChunk - 16) Products::StoreWeights(task, s, i, i / 16 * 16 + 16, Simd::Zero());
   }
 }
 
@@ -99,6 +104,9 @@ struct F32ChunkProducts {
   }
   static void Begin() {}
   static void End() {}
+  static void StoreWeights(const DeltaNetTask&, const DeltaNetScratch& s, int row, int column, typename Simd::F lanes) {
+    Simd::Store(s.value_weights + row * kChunkStride + column, lanes);
+  }
 
   // What the value heads of the chunk share: q, k, k transposed (zero up to the padding); kk = K K^T, qk = Q K^T, on and
   // below the diagonal.
@@ -145,16 +153,22 @@ struct F32ChunkProducts {
       for (int c = 0; c < task.value_dim; c += 16) Simd::Store(row + c, Simd::Mul(factor, Simd::Load(row + c)));
     }
   }
-  // out += weights x
+  // out += weights x, of StoreWeights
   template <typename Side>
   static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side&) {
-    Multiply<Simd>({.a = s.weights, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = s.out,
+    Multiply<Simd>({.a = s.value_weights, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = s.out,
                     .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = count,
                     .c_scale = 1, .a_is_lower = true});
   }
-  // S += K^T x
+  // S += K^T diag(factors) x. May change x.
   template <typename Side>
-  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, int count, Side&) {
+  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, const float* factors, float* state, int count,
+                          Side&) {
+    for (int i = 0; i < count; ++i) {
+      const auto factor = Simd::Set(factors[i]);
+      float* x = s.x + i * s.value_stride;
+      for (int c = 0; c < task.value_dim; c += 16) Simd::Store(x + c, Simd::Mul(factor, Simd::Load(x + c)));
+    }
     Multiply<Simd>({.a = s.k_transposed, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = state,
                     .c_stride = s.value_stride, .m = task.key_dim, .n = RoundUp(task.value_dim, 16), .k = count,
                     .c_scale = 1});
@@ -201,9 +215,11 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int count, 
   PrefetchRows(task.z + head * dim, task.gates_stride, count, dim);
   const float last_decay = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])));
   Products::ReadState(task, s, state, last_decay, count, side);
+  alignas(64) float decays[kChunk] = {};  // e^G
+  for (int i = 0; i < count; i += 16) Simd::Store(decays + i, Simd::Exp(Simd::Load(s.decay + i)));
   for (int i = 0; i < count; ++i) {
     const float* v = task.v + i * task.conv_stride + head * dim;
-    const auto beta = Simd::Set(s.beta[i]), decayed = Simd::Exp(Simd::Set(s.decay[i]));
+    const auto beta = Simd::Set(s.beta[i]), decayed = Simd::Set(decays[i]);
     float *x = s.x + i * s.value_stride, *out = s.out + i * s.value_stride;
     for (int c = 0; c < dim; c += 16) {
       const auto error = Simd::Sub(Simd::LoadN(v + c, Least(16, dim - c)), Simd::Mul(decayed, Simd::Load(x + c)));
@@ -211,18 +227,17 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int count, 
       Simd::Store(out + c, Simd::Mul(decayed, Simd::Load(out + c)));
     }
   }
-  DecayedWeights<Simd>(s, s.kk, s.beta, count, 0);
+  DecayedWeights<Simd, Products>(task, s, count);
   SolveUnitLower<Simd>(s, count, columns);
-  DecayedWeights<Simd>(s, s.qk, nullptr, count, 1);
   Products::AddValues(task, s, count, side);
-  for (int i = 0; i < count; ++i) {
-    const float rest = (s.decay[count - 1] - s.decay[i]) + (s.decay_low[count - 1] - s.decay_low[i]);
-    const auto factor = Simd::Exp(Simd::Set(rest));
-    float* x = s.x + i * s.value_stride;
-    for (int c = 0; c < columns; c += 16) Simd::Store(x + c, Simd::Mul(factor, Simd::Load(x + c)));
+  alignas(64) float factors[kChunk] = {};  // e^(G_last - G)
+  const auto last = Simd::Set(s.decay[count - 1]), last_low = Simd::Set(s.decay_low[count - 1]);
+  for (int i = 0; i < count; i += 16) {
+    const auto rest = Simd::Add(Simd::Sub(last, Simd::Load(s.decay + i)), Simd::Sub(last_low, Simd::Load(s.decay_low + i)));
+    Simd::Store(factors + i, Simd::Exp(rest));
   }
   NormRows<Simd, T> norm(task, s, count, head);
-  Products::UpdateState(task, s, state, count, norm);
+  Products::UpdateState(task, s, factors, state, count, norm);
   norm.Finish();
 }
 

@@ -31,6 +31,7 @@ struct DeltaNetScratch {
     kk = take(kChunk * kChunkStride);
     qk = take(kChunk * kChunkStride);
     weights = take(kChunk * kChunkStride);
+    value_weights = take(kChunk * kChunkStride);
     x = take(kChunk * value_stride);
     out = take(kChunk * value_stride);
     states = take(num_heads * state_size());
@@ -42,7 +43,8 @@ struct DeltaNetScratch {
   int64_t padded_key_dim, key_stride, value_stride;
   float *q, *k;                    // [kChunk, key_stride] normalised
   float* k_transposed;             // [P, kChunkStride]
-  float *kk, *qk, *weights;        // [kChunk, kChunkStride]: K K^T, Q K^T, and a masked, decayed copy of either
+  float *kk, *qk;                  // [kChunk, kChunkStride]: K K^T, Q K^T
+  float *weights, *value_weights;  // their masked, decayed copies
   float *x, *out;                  // [kChunk, value_stride]
   float* states;                   // [value heads of the task, padded P, value_stride]
   float *decay, *decay_low, *beta; // [kChunk]: G as the sum of two floats

@@ -131,6 +131,7 @@ struct LinearElementwise {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
+      PrefetchRow(args, row + 32 * args.out_stride);
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Load(sums + i);
@@ -154,6 +155,7 @@ struct LinearElementwise {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
+      PrefetchRow(args, row + 32 * args.out_stride);
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Mul(Silu<V>(V::Load(sums + i)), V::Load(sums + 16 + i));
@@ -163,8 +165,21 @@ struct LinearElementwise {
   }
 
  private:
+  static void PrefetchRow(const StoreArgs& args, int64_t element) {
+    const char* p = static_cast<const char*>(args.out) + element * (args.out_dtype == DType::kF32 ? 4 : 2);
+    asm volatile("prefetchw %0" : : "m"(*p));
+    if (args.out_dtype == DType::kF32 && args.num_columns > 16) asm volatile("prefetchw %0" : : "m"(*(p + 64)));
+  }
   static void StoreLanes(const StoreArgs& args, int64_t element, typename V::F32 value, int lanes) {
-    if (args.out_dtype == DType::kBf16) {
+    if (lanes == V::kWidth) {
+      if (args.out_dtype == DType::kBf16) {
+        V::StoreBf16(static_cast<uint16_t*>(args.out) + element, value);
+      } else if (args.out_dtype == DType::kF16) {
+        V::StoreF16(static_cast<uint16_t*>(args.out) + element, value);
+      } else {
+        V::Store(static_cast<float*>(args.out) + element, value);
+      }
+    } else if (args.out_dtype == DType::kBf16) {
       V::StoreBf16First(static_cast<uint16_t*>(args.out) + element, value, lanes);
     } else if (args.out_dtype == DType::kF16) {
       V::StoreF16First(static_cast<uint16_t*>(args.out) + element, value, lanes);
