@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "coordinator/engine/active_request.h"
 #include "coordinator/engine/scheduler.h"
+#include "coordinator/engine/step_timer.h"
 #include "kernels/check.h"
 
 namespace plumbline {
@@ -103,6 +104,7 @@ class EngineImpl final : public Engine {
 
   // Of the engine thread.
   Scheduler scheduler_;
+  StepTimer step_timer_;
   absl::btree_map<uint64_t, std::unique_ptr<ActiveRequest>> active_;  // in order of arrival
   std::optional<uint64_t> epoch_;                                     // of the latest cluster
   std::optional<ClusterCapacity> cluster_;                            // empty while there is none
@@ -261,6 +263,7 @@ void EngineImpl::Handle(const RunnerLost& lost) {
 void EngineImpl::LoseCaches() {
   cluster_.reset();
   const int64_t num_lost = scheduler_.Lose();
+  step_timer_.Lost();
   std::lock_guard lock(mutex_);
   stats_.replays += num_lost;
 }
@@ -270,9 +273,11 @@ void EngineImpl::Handle(StepResult& result) {
   const std::vector<ScheduledRows> rows = scheduler_.FinishStep(result.step);
   if (rows.empty())
     return;  // not a step of ours; the runner's own deadline finds one that never comes
+  const absl::Time now = absl::Now();
+  step_timer_.Finished(now);
   {
     std::lock_guard lock(mutex_);
-    last_progress_ = absl::Now();
+    last_progress_ = now;
     ++stats_.steps;
     for (const ScheduledRows& row : rows) {
       if (row.sequence == nullptr) continue;
@@ -318,7 +323,10 @@ void EngineImpl::EndExpired() {
 }
 
 void EngineImpl::SubmitSteps() {
-  while (std::optional<StepPlan> plan = scheduler_.Schedule()) runner_.Submit(*std::move(plan));
+  while (std::optional<StepPlan> plan = scheduler_.Schedule()) {
+    step_timer_.Submitted(*plan, absl::Now());
+    runner_.Submit(*std::move(plan));
+  }
 }
 
 void EngineImpl::End(ActiveRequest& request, GenerationOutput output) {
@@ -367,6 +375,7 @@ void EngineImpl::PublishStats() {
   stats_.prefix_query_tokens = scheduler_.num_prefix_queries();
   stats_.prefix_hit_tokens = scheduler_.num_prefix_hits();
   stats_.preemptions = scheduler_.num_preemptions();
+  stats_.step_times = step_timer_.times();
   stats_.epoch = epoch_.value_or(0);
   stats_.ready = cluster_.has_value();
 }

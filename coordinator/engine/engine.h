@@ -3,6 +3,7 @@
 // their tokens and are replayed on the next epoch; their streams go on with the tokens they would have had.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/engine/step_runner.h"
+#include "coordinator/engine/step_timer.h"
 #include "parallel/step_plan.h"
 
 namespace plumbline {
@@ -93,6 +95,7 @@ struct EngineStats {
   uint64_t prompt_tokens = 0;    // computed
   uint64_t generated_tokens = 0;
   uint64_t steps = 0;
+  std::array<StepTimes, kNumStepPhases> step_times;  // by phase
   uint64_t preemptions = 0;
   uint64_t replays = 0;          // sequences replayed after a lost cluster
   uint64_t epoch = 0;
