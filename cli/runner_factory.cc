@@ -62,10 +62,16 @@ absl::StatusOr<StartedRunner> StartThreads(const ModelFlags& flags, const NamedM
 
 absl::StatusOr<StartedRunner> StartProcesses(const ModelFlags& flags, const NamedModel& model,
                                              const std::string& transport) {
-  PL_ASSIGN_OR_RETURN(std::unique_ptr<WorkerFleet> started_fleet,
-                      WorkerFleet::Start(flags, model, {.join_token = "", .transport = transport, .log = [](const std::string& line) {
-                                                          std::fprintf(stderr, "%s\n", line.c_str());
-                                                        }}));
+  PL_ASSIGN_OR_RETURN(
+      std::unique_ptr<WorkerFleet> started_fleet,
+      WorkerFleet::Start(flags, model,
+                         {.join_token = "",
+                          .transport = transport,
+                          .on_event = [](const ClusterEvent& event) { std::fprintf(stderr, "%s\n", event.text.c_str()); },
+                          .on_worker_line =
+                              [](int rank, const std::string& line) {
+                                std::fprintf(stderr, "[rank %d] %s\n", rank, line.c_str());
+                              }}));
   const std::shared_ptr<WorkerFleet> fleet = std::move(started_fleet);
   StartedRunner started = {.runner = nullptr,
                            .arithmetic = flags.arithmetic,

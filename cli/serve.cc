@@ -14,11 +14,13 @@
 #include "cli/command.h"
 #include "cli/model_flags.h"
 #include "cli/progress_bar.h"
+#include "cli/server_log.h"
 #include "cli/watched_runner.h"
 #include "cli/worker_fleet.h"
 #include "coordinator/api/grpc_service.h"
 #include "coordinator/api/http_server.h"
 #include "coordinator/api/openai_api.h"
+#include "coordinator/api/request_tracker.h"
 #include "coordinator/cluster/join_token.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
@@ -47,6 +49,7 @@ struct ServeFlags {
   int64_t stuck_seconds = 30;
   bool launch = true;
   std::string transport = "auto";
+  std::string log_format = "text";
 };
 
 struct HostPort {
@@ -122,7 +125,10 @@ class StopSignals {
 
 class Server {
  public:
-  explicit Server(ServeFlags flags) : flags_(std::move(flags)) {}
+  explicit Server(ServeFlags flags)
+      : flags_(std::move(flags)),
+        log_(flags_.log_format == "json" ? ServerLog::Format::kJson : ServerLog::Format::kText),
+        requests_([this](const RequestRecord& record) { log_.Request(record); }) {}
 
   absl::Status Run() {
     StopSignals signals;
@@ -135,8 +141,7 @@ class Server {
     while (!signals.WaitFor(absl::Milliseconds(100))) {
       if (const auto fatal = watched_->fatal()) return *fatal;
     }
-    std::fprintf(stderr, "draining: no new requests; up to %lld s for those under way\n",
-                 static_cast<long long>(flags_.drain_seconds));
+    log_.Message("info", absl::StrCat("draining: no new requests; up to ", flags_.drain_seconds, " s for those under way"));
     const absl::Time deadline = absl::Now() + absl::Seconds(flags_.drain_seconds);
     engine_->Drain(deadline);
     http_->Stop(absl::Now() + absl::Seconds(1));
@@ -160,8 +165,9 @@ class Server {
                                                     .join_token = token,
                                                     .launch = flags_.launch,
                                                     .transport = flags_.transport,
-                                                    .log = [](const std::string& line) {
-                                                      std::fprintf(stderr, "%s\n", line.c_str());
+                                                    .on_event = [this](const ClusterEvent& event) { log_.Cluster(event); },
+                                                    .on_worker_line = [this](int rank, const std::string& line) {
+                                                      log_.WorkerLine(rank, line);
                                                     }}));
     watched_ = std::make_unique<WatchedRunner>(&fleet_->cluster());
     int64_t context = std::min(model_.config.max_positions, limits.max_tokens);  // one sequence must fit the cache
@@ -196,13 +202,14 @@ class Server {
 
   absl::Status StartServers() {
     api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{
-        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .access = access_.get(),
+        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .requests = &requests_, .access = access_.get(),
         .stuck_after = absl::Seconds(flags_.stuck_seconds)});
     PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port}, api_.get()));
     PL_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start({.address = absl::StrCat(grpc_address_.host, ":", grpc_address_.port),
                                                   .engine = engine_.get(),
                                                   .model = &served_,
                                                   .cluster = &fleet_->cluster(),
+                                                  .requests = &requests_,
                                                   .access = access_.get(),
                                                   .stuck_after = absl::Seconds(flags_.stuck_seconds),
                                                   .other_services = {}}));
@@ -231,7 +238,9 @@ class Server {
   NamedModel model_;
   HostPort http_address_, grpc_address_;
   ServedModel served_;
-  // Destroyed from the last to the first: servers, engine, workers.
+  // Destroyed from the last to the first: servers, engine, workers, and what they write to.
+  ServerLog log_;
+  RequestTracker requests_;
   std::unique_ptr<AccessControl> access_;
   std::unique_ptr<ModelText> text_;
   std::unique_ptr<WorkerFleet> fleet_;
@@ -258,6 +267,8 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--stuck-seconds", flags.stuck_seconds, "not ready when one step takes longer")->check(CLI::PositiveNumber);
   command.add_option("--transport", flags.transport, "between ranks; auto: shm, memory they share, inside one host, else gloo, TCP")
       ->check(CLI::IsMember({"auto", "shm", "gloo"}));
+  command.add_option("--log-format", flags.log_format, "of what goes to stderr: lines of text, or one JSON object per line")
+      ->check(CLI::IsMember({"text", "json"}));
   command.add_option("--drain-seconds", flags.drain_seconds, "patience with running requests on SIGTERM")
       ->check(CLI::NonNegativeNumber);
 }

@@ -1,6 +1,5 @@
 #include "cli/worker_fleet.h"
 
-#include "absl/strings/str_cat.h"
 #include "coordinator/cluster/join_token.h"
 #include "proto/status.h"
 #include "worker/build_id.h"
@@ -26,7 +25,7 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   cluster.limits = LimitsFor(flags, model);
   cluster.num_threads = ThreadsPerRank(flags, options.launch ? flags.mesh.size() : 1);
   cluster.transport = options.transport;
-  cluster.log = options.log;
+  cluster.on_event = options.on_event;
   cluster.on_given_up = [self](int rank, int64_t pid) {
     if (self->launcher_ != nullptr) self->launcher_->Kill(rank, pid);
   };
@@ -36,9 +35,7 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()));
   launcher.join_token = token;
   for (int rank = 0; rank < flags.mesh.size(); ++rank) launcher.ranks.push_back(rank);
-  launcher.on_line = [log = options.log](int rank, const std::string& line) {
-    if (log) log(absl::StrCat("[rank ", rank, "] ", line));
-  };
+  launcher.on_line = options.on_worker_line;
   launcher.on_give_up = [self](absl::Status reason) { self->cluster_->Fail(std::move(reason)); };
   PL_ASSIGN_OR_RETURN(fleet->launcher_, Launcher::Start(std::move(launcher)));
   return fleet;

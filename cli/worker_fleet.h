@@ -17,7 +17,9 @@ struct FleetOptions {
   std::string join_token;  // empty: a new one
   bool launch = true;      // start every rank on this host
   std::string transport = "auto";  // between ranks: auto, shm or gloo
-  std::function<void(const std::string& line)> log;  // from any thread; may be empty
+  // Both from any thread; may be empty.
+  std::function<void(const ClusterEvent&)> on_event;
+  std::function<void(int rank, const std::string& line)> on_worker_line;  // what a worker writes
 };
 
 class WorkerFleet {

@@ -116,9 +116,9 @@ std::vector<std::string> WorkerProgram(const std::string& address) {
 // A cluster whose workers are children of this process.
 struct LaunchedCluster {
   explicit LaunchedCluster(ClusterOptions options) {
-    options.log = [this](const std::string& line) {
+    options.on_event = [this](const ClusterEvent& event) {
       std::lock_guard lock(mutex);
-      log.push_back(line);
+      log.push_back(event.text);
     };
     options.on_given_up = [this](int rank, int64_t pid) { launcher->Kill(rank, pid); };
     const std::string token = options.join_token;

@@ -58,6 +58,7 @@ class GrpcServiceTest : public ::testing::Test {
     server_.reset();
     options.engine = engine_.get();
     options.model = &model_;
+    options.requests = &requests_;
     options.cluster = &cluster_;
     auto server = GrpcServer::Start(options);
     ASSERT_TRUE(server.ok()) << server.status();
@@ -104,6 +105,7 @@ class GrpcServiceTest : public ::testing::Test {
     return engine_->num_active() == 0;
   }
 
+  RequestTracker requests_;
   ModelText text_;
   ServedModel model_;
   FakeCluster cluster_;
@@ -245,6 +247,31 @@ TEST_F(GrpcServiceTest, ClusterShowsItsRanksAndDrains) {
   v1::DrainResponse drained;
   EXPECT_TRUE(cluster->Drain(&context, {}, &drained).ok());
   EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(GrpcServiceTest, RequestIdsComeBackWithTheTrailers) {
+  const auto id_of = [](const grpc::ClientContext& context) {
+    const auto& trailer = context.GetServerTrailingMetadata();
+    const auto found = trailer.find("x-request-id");
+    return found == trailer.end() ? "" : std::string(found->second.data(), found->second.size());
+  };
+  grpc::ClientContext streamed;
+  streamed.AddMetadata("x-request-id", "mine-1");
+  EXPECT_TRUE(Generate(TextRequest(), streamed).status.ok());
+  EXPECT_EQ(id_of(streamed), "mine-1");
+  grpc::ClientContext unary;
+  unary.AddMetadata("x-request-id", "not one word");
+  v1::ModelsResponse models;
+  EXPECT_TRUE(inference_->Models(&unary, {}, &models).ok());
+  EXPECT_THAT(id_of(unary), ::testing::StartsWith("req-"));
+  grpc::ClientContext refused;
+  refused.AddMetadata("x-request-id", "mine-2");
+  EXPECT_FALSE(Generate({}, refused).status.ok());
+  EXPECT_EQ(id_of(refused), "mine-2");
+  const std::string metrics = requests_.metrics().Serialize({});
+  EXPECT_THAT(metrics, HasSubstr("plumbline_grpc_requests_total{code=\"0\",method=\"Inference.Generate\"} 1"));
+  EXPECT_THAT(metrics, HasSubstr("plumbline_grpc_requests_total{code=\"3\",method=\"Inference.Generate\"} 1"));
+  EXPECT_THAT(metrics, HasSubstr("plumbline_time_to_first_token_seconds_count 1"));
 }
 
 TEST_F(GrpcServiceTest, TrainingSaysThatItIsNotSupported) {
@@ -421,6 +448,7 @@ TEST_F(GrpcServiceTest, NamesAnAddressThatIsTaken) {
   options.address = absl::StrCat("127.0.0.1:", server_->port());
   options.engine = engine_.get();
   options.model = &model_;
+  options.requests = &requests_;
   const auto second = GrpcServer::Start(options);
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(options.address));

@@ -1,17 +1,17 @@
 // API keys and their quotas over HTTP: who is let in, what is refused and how, and that no key is ever logged.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
 #include <atomic>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
-#include <sstream>
 #include <string>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "cli/server_log.h"
 #include "coordinator/api/http_server.h"
 #include "coordinator/api/openai_api.h"
 #include "coordinator/security/access_control.h"
@@ -28,23 +28,15 @@ using ::testing::Not;
 using Json = nlohmann::ordered_json;
 
 constexpr char kRoute[] = "/v1/completions";
+constexpr char kOperatorKey[] = "operators-secret";
 
-// Every log line of the process while it exists.
-class CapturedLog {
- public:
-  CapturedLog() : before_(spdlog::default_logger()) {
-    auto sink = std::make_shared<spdlog::sinks::ostream_sink_mt>(text_);
-    auto logger = std::make_shared<spdlog::logger>("captured", sink);
-    logger->set_level(spdlog::level::trace);
-    spdlog::set_default_logger(logger);
-  }
-  ~CapturedLog() { spdlog::set_default_logger(before_); }
-  std::string text() const { return text_.str(); }
-
- private:
-  std::ostringstream text_;
-  std::shared_ptr<spdlog::logger> before_;
-};
+// What stands in a file that was written through.
+std::string TextOf(std::FILE* file) {
+  std::string text;
+  std::rewind(file);
+  for (int c = std::fgetc(file); c != EOF; c = std::fgetc(file)) text += static_cast<char>(c);
+  return text;
+}
 
 class KeyAccessTest : public ::testing::Test {
  protected:
@@ -59,15 +51,16 @@ class KeyAccessTest : public ::testing::Test {
     const std::string path = (folder_ / "keys.db").string();
     keys_ = *KeyStore::Open(path, KeyStore::Mode::kCreate);
     access_ = std::make_unique<AccessControl>(AccessOptions{
-        .operator_key = "operator", .key_store = *KeyStore::Open(path, KeyStore::Mode::kRead), .clock = [this] {
+        .operator_key = kOperatorKey, .key_store = *KeyStore::Open(path, KeyStore::Mode::kRead), .clock = [this] {
           return absl::FromUnixSeconds(now_seconds_);
         }});
     api_ = std::make_unique<OpenAiApi>(
-        OpenAiApiOptions{.engine = engine_.get(), .model = &model_, .access = access_.get()});
+        OpenAiApiOptions{.engine = engine_.get(), .model = &model_, .requests = &requests_, .access = access_.get()});
     server_ = *HttpServer::Start({}, api_.get());
   }
   void TearDown() override {
     server_.reset();
+    std::fclose(log_file_);
     std::filesystem::remove_all(folder_);
   }
 
@@ -100,6 +93,9 @@ class KeyAccessTest : public ::testing::Test {
   }
 
   std::atomic<int64_t> now_seconds_ = 1'700'000'000;
+  std::FILE* const log_file_ = std::tmpfile();
+  ServerLog log_{ServerLog::Format::kJson, log_file_};
+  RequestTracker requests_{[this](const RequestRecord& record) { log_.Request(record); }};
   ModelText text_;
   ServedModel model_;
   std::filesystem::path folder_;
@@ -113,7 +109,7 @@ class KeyAccessTest : public ::testing::Test {
 TEST_F(KeyAccessTest, NoKeyAndWrongKeysAre401) {
   const std::string key = MakeKey({});
   EXPECT_EQ(Post(key, Body(3, 2)).status, 200);
-  EXPECT_EQ(Post("operator", Body(3, 2)).status, 200);
+  EXPECT_EQ(Post(kOperatorKey, Body(3, 2)).status, 200);
   const HttpReply none = Fetch(server_->port(), "POST", kRoute, Body(3, 2));
   const HttpReply wrong = Post(MakeApiKey(), Body(3, 2));
   for (const HttpReply& reply : {none, wrong}) {
@@ -152,7 +148,7 @@ TEST_F(KeyAccessTest, OverTheTokensPerMinuteIs429UntilTheTimeItNames) {
   now_seconds_ += 1;
   EXPECT_EQ(Post(key, Body(15, 1)).status, 200);
   EXPECT_EQ(Post(MakeKey({.tokens_per_minute = 60}), Body(15, 1)).status, 200);
-  EXPECT_EQ(Post("operator", Body(190, 5)).status, 200);
+  EXPECT_EQ(Post(kOperatorKey, Body(190, 5)).status, 200);
   EXPECT_EQ(Fetch(server_->port(), "GET", "/v1/models", "", "Authorization: Bearer " + key + "\r\n").status, 200);
   EXPECT_THAT(Metrics(), HasSubstr("plumbline_access_refused_total{reason=\"tokens_per_minute\"} 2\n"));
   ASSERT_TRUE(keys_->Change(1, {.tokens_per_minute = 0}).ok());  // while the server runs
@@ -214,23 +210,23 @@ TEST_F(KeyAccessTest, TokensOfAnAbandonedRequestAreCharged) {
 TEST_F(KeyAccessTest, KeysAreNeverLogged) {
   const std::string key = MakeKey({.tokens_per_minute = 5});
   const std::string wrong = MakeApiKey();
-  std::string log;
-  {
-    const CapturedLog captured;
-    EXPECT_EQ(Post(key, Body(5, 5)).status, 200);
-    EXPECT_EQ(Post(key, Body(5, 5)).status, 429);
-    EXPECT_EQ(Post(key, "{").status, 429);
-    EXPECT_EQ(Post(wrong, Body(5, 5)).status, 401);
-    EXPECT_EQ(Post("operator", "{").status, 400);
-    server_->Stop(absl::Now() + absl::Seconds(1));
-    log = captured.text();
-  }
-  EXPECT_THAT(log, HasSubstr("status=401"));  // or nothing was captured
+  EXPECT_EQ(Post(key, Body(5, 5)).status, 200);
+  EXPECT_EQ(Post(key, Body(5, 5)).status, 429);
+  EXPECT_EQ(Post(key, "{").status, 429);
+  EXPECT_EQ(Post(wrong, Body(5, 5)).status, 401);
+  EXPECT_EQ(Post(kOperatorKey, "{").status, 400);
+  server_->Stop(absl::Now() + absl::Seconds(1));
+  spdlog::error("the end");
+  const std::string log = TextOf(log_file_);
+  EXPECT_THAT(log, HasSubstr("\"status\":401"));  // or nothing was captured
+  EXPECT_THAT(log, HasSubstr("\"key\":\"alice\""));
+  EXPECT_THAT(log, HasSubstr("the end"));
   for (const std::string& secret : {key, wrong}) {
     EXPECT_THAT(log, Not(HasSubstr(secret.substr(3, 16))));
     EXPECT_THAT(log, Not(HasSubstr(std::string(absl::BytesToHexString(HashApiKey(secret))))));
   }
-  EXPECT_THAT(log, Not(HasSubstr("operator")));
+  EXPECT_THAT(log, HasSubstr("\"key\":\"operator\""));
+  EXPECT_THAT(log, Not(HasSubstr(kOperatorKey)));
 }
 
 }  // namespace

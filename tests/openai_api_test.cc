@@ -57,6 +57,7 @@ class OpenAiApiTest : public ::testing::Test {
     server_.reset();
     options.engine = engine_.get();
     options.model = &model_;
+    options.requests = &requests_;
     api_ = std::make_unique<OpenAiApi>(options);
     auto server = HttpServer::Start({.max_body_bytes = 1 << 20}, api_.get());
     ASSERT_TRUE(server.ok()) << server.status();
@@ -117,6 +118,7 @@ class OpenAiApiTest : public ::testing::Test {
   Json Completion(const Json& prompt) { return {{"model", kModel}, {"prompt", prompt}}; }
   std::vector<int32_t> Encode(const std::string& text) { return *text_.tokenizer->Encode(text); }
 
+  RequestTracker requests_;
   ModelText text_;
   ServedModel model_;
   std::unique_ptr<FakeEngine> engine_;
@@ -617,6 +619,13 @@ TEST_F(OpenAiApiTest, MetricsCountRequestsAndTime) {
   EXPECT_THAT(text, HasSubstr("plumbline_generated_tokens_total 77"));
   EXPECT_THAT(text, HasSubstr("plumbline_prefix_cache_query_tokens_total 900"));
   EXPECT_THAT(text, HasSubstr("plumbline_prefix_cache_hit_tokens_total 640"));
+}
+
+TEST_F(OpenAiApiTest, AStreamThatFailsMidwayIsCountedAsFailed) {
+  engine_->FailAfter(2, absl::UnavailableError("gone"));
+  const HttpReply reply = Post("/v1/completions", Json{{"prompt", "hi"}, {"stream", true}});
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_THAT(Get("/metrics").body, HasSubstr("{route=\"/v1/completions\",status=\"503\"} 1"));
 }
 
 TEST_F(OpenAiApiTest, AKeyIsAskedForWhereItMatters) {

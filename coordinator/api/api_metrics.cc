@@ -6,7 +6,9 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <array>
 #include <iterator>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -87,6 +89,53 @@ std::vector<prometheus::MetricFamily> FamiliesOf(const EngineStats& stats) {
   };
 }
 
+prometheus::MetricFamily FamilyOf(const std::array<StepTimes, kNumStepPhases>& times) {
+  prometheus::MetricFamily family{
+      "plumbline_step_seconds", "Time of a step, by phase.", prometheus::MetricType::Histogram, {}};
+  for (size_t phase = 0; phase < times.size(); ++phase) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"phase", kStepPhaseNames[phase]}};
+    uint64_t count = 0;  // Prometheus' buckets are cumulative
+    for (size_t i = 0; i < times[phase].counts.size(); ++i) {
+      count += times[phase].counts[i];
+      const bool is_last = i == StepTimes::kUpperBounds.size();
+      metric.histogram.bucket.push_back(
+          {.cumulative_count = count,
+           .upper_bound = is_last ? std::numeric_limits<double>::infinity() : StepTimes::kUpperBounds[i]});
+    }
+    metric.histogram.sample_count = count;
+    metric.histogram.sample_sum = times[phase].sum_seconds;
+    family.metric.push_back(std::move(metric));
+  }
+  return family;
+}
+
+template <typename Value>
+prometheus::MetricFamily RankFamily(const ClusterSnapshot& cluster, prometheus::MetricFamily family, const Value& value) {
+  for (const RankInfo& rank : cluster.ranks) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"rank", std::to_string(rank.rank)}};
+    const auto number = static_cast<double>(value(rank));
+    (family.type == prometheus::MetricType::Counter ? metric.counter.value : metric.gauge.value) = number;
+    family.metric.push_back(std::move(metric));
+  }
+  return family;
+}
+
+std::vector<prometheus::MetricFamily> FamiliesOf(const ClusterSnapshot& cluster) {
+  using prometheus::MetricType;
+  return {
+      RankFamily(cluster, {"plumbline_rank_ready", "1 while the rank takes part in an epoch.", MetricType::Gauge, {}},
+                 [](const RankInfo& rank) { return rank.state == "ready"; }),
+      RankFamily(cluster, {"plumbline_rank_steps_total", "Steps done since its worker joined.", MetricType::Counter, {}},
+                 [](const RankInfo& rank) { return rank.steps; }),
+      RankFamily(cluster, {"plumbline_rank_memory_bytes", "Resident memory of its worker.", MetricType::Gauge, {}},
+                 [](const RankInfo& rank) { return rank.rss_bytes; }),
+      RankFamily(cluster, {"plumbline_rank_planned_bytes", "Weights, caches and activations as planned.", MetricType::Gauge, {}},
+                 [](const RankInfo& rank) { return rank.planned_bytes; }),
+  };
+}
+
 prometheus::MetricFamily FamilyOf(const AccessControl& access) {
   prometheus::MetricFamily family{"plumbline_access_refused_total",
                                   "Requests refused for want of a key or over a key's quota.",
@@ -106,15 +155,25 @@ prometheus::MetricFamily FamilyOf(const AccessControl& access) {
 
 struct ApiMetrics::Impl {
   prometheus::Registry registry;
-  prometheus::Family<prometheus::Counter>& requests =
+  prometheus::Family<prometheus::Counter>& http_requests =
       prometheus::BuildCounter()
           .Name("plumbline_http_requests_total")
           .Help("HTTP requests answered, by route and status.")
           .Register(registry);
-  prometheus::Family<Histogram>& request_seconds =
+  prometheus::Family<Histogram>& http_request_seconds =
       prometheus::BuildHistogram()
           .Name("plumbline_http_request_seconds")
           .Help("From a request's arrival to the end of its answer.")
+          .Register(registry);
+  prometheus::Family<prometheus::Counter>& grpc_requests =
+      prometheus::BuildCounter()
+          .Name("plumbline_grpc_requests_total")
+          .Help("gRPC calls ended, by method and code.")
+          .Register(registry);
+  prometheus::Family<Histogram>& grpc_request_seconds =
+      prometheus::BuildHistogram()
+          .Name("plumbline_grpc_request_seconds")
+          .Help("From a call's arrival to its end.")
           .Register(registry);
   Histogram& first_token = prometheus::BuildHistogram()
                                .Name("plumbline_time_to_first_token_seconds")
@@ -131,10 +190,16 @@ struct ApiMetrics::Impl {
 ApiMetrics::ApiMetrics() : impl_(std::make_unique<Impl>()) {}
 ApiMetrics::~ApiMetrics() = default;
 
-void ApiMetrics::CountRequest(const std::string& route, int http_status, absl::Duration duration) {
-  impl_->requests.Add({{"route", route}, {"status", std::to_string(http_status)}}).Increment();
-  impl_->request_seconds.Add({{"route", route}}, kSecondsOfRequest)
-      .Observe(absl::ToDoubleSeconds(duration));
+void ApiMetrics::CountRequest(const RequestRecord& finished) {
+  const std::string status = std::to_string(finished.status);
+  const double seconds = absl::ToDoubleSeconds(finished.age);
+  if (finished.protocol == RequestProtocol::kHttp) {
+    impl_->http_requests.Add({{"route", finished.endpoint}, {"status", status}}).Increment();
+    impl_->http_request_seconds.Add({{"route", finished.endpoint}}, kSecondsOfRequest).Observe(seconds);
+  } else {
+    impl_->grpc_requests.Add({{"method", finished.endpoint}, {"code", status}}).Increment();
+    impl_->grpc_request_seconds.Add({{"method", finished.endpoint}}, kSecondsOfRequest).Observe(seconds);
+  }
 }
 
 void ApiMetrics::ObserveTimeToFirstToken(absl::Duration duration) {
@@ -146,11 +211,15 @@ void ApiMetrics::ObserveTokens(absl::Duration since_last, int64_t num_tokens) {
   for (int64_t i = 0; i < num_tokens; ++i) impl_->per_token.Observe(seconds);
 }
 
-std::string ApiMetrics::Serialize(const EngineStats& stats, const AccessControl* access) const {
+std::string ApiMetrics::Serialize(const Sources& sources) const {
   std::vector<prometheus::MetricFamily> families = impl_->registry.Collect();
-  std::vector<prometheus::MetricFamily> engine = FamiliesOf(stats);
-  std::move(engine.begin(), engine.end(), std::back_inserter(families));
-  if (access != nullptr) families.push_back(FamilyOf(*access));
+  const auto append = [&families](std::vector<prometheus::MetricFamily> more) {
+    std::move(more.begin(), more.end(), std::back_inserter(families));
+  };
+  append(FamiliesOf(sources.engine));
+  families.push_back(FamilyOf(sources.engine.step_times));
+  if (sources.cluster != nullptr) append(FamiliesOf(sources.cluster->Snapshot()));
+  if (sources.access != nullptr) families.push_back(FamilyOf(*sources.access));
   return prometheus::TextSerializer().Serialize(families);
 }
 

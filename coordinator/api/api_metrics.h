@@ -6,6 +6,8 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "coordinator/api/cluster_info.h"
+#include "coordinator/api/request_record.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
 
@@ -16,14 +18,18 @@ class ApiMetrics {
   ApiMetrics();
   ~ApiMetrics();
 
-  // `route` is one of the server's own, never what a client sent: labels are bounded.
-  void CountRequest(const std::string& route, int http_status, absl::Duration duration);
+  void CountRequest(const RequestRecord& finished);
   void ObserveTimeToFirstToken(absl::Duration duration);
   // `num_tokens` > 0 arrived together, so long after those before them.
   void ObserveTokens(absl::Duration since_last, int64_t num_tokens);
 
-  // Prometheus' text format, together with the engine's figures and those of `access`, which may be null.
-  std::string Serialize(const EngineStats& stats, const AccessControl* access) const;
+  struct Sources {
+    EngineStats engine;
+    const AccessControl* access = nullptr;  // may be null
+    const ClusterInfo* cluster = nullptr;   // may be null
+  };
+  // Prometheus' text format, together with the sources' figures.
+  std::string Serialize(const Sources& sources) const;
 
  private:
   struct Impl;

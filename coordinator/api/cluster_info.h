@@ -19,6 +19,7 @@ struct RankInfo {
   uint64_t steps = 0;
   int64_t weight_bytes = 0;
   int64_t rss_bytes = 0;
+  int64_t planned_bytes = 0;  // weights, caches and activations
   double load_fraction = 0;
 };
 

@@ -37,6 +37,9 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   }
 
   void Start() {
+    options_.trace->BeginGeneration({.model = options_.model,
+                                     .prompt_tokens = options_.prompt_tokens,
+                                     .num_choices = static_cast<int64_t>(options_.requests.size())});
     for (size_t i = 0; i < options_.requests.size(); ++i) {
       absl::StatusOr<uint64_t> handle = options_.engine->Submit(
           std::move(options_.requests[i]), [self = shared_from_this(), i](GenerationOutput output) {
@@ -62,11 +65,6 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     size_t choice;
     absl::Time time;
     GenerationOutput output;
-  };
-
-  struct Choice {
-    GenerationOutput total;  // what a stream has sent is not kept
-    absl::Time last_token = absl::InfinitePast();
   };
 
   void OnOutput(size_t choice, GenerationOutput output) {
@@ -108,32 +106,24 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
       if (!events.empty()) Send(events);  // what came before is the client's
       return Fail(output.status);
     }
-    Measure(arrival);
-    usage_.completion_tokens += static_cast<int64_t>(output.tokens.size());
-    options_.ticket.Charge(static_cast<int64_t>(output.tokens.size()));
+    const auto num_tokens = static_cast<int64_t>(output.tokens.size());
+    options_.trace->AddTokens(static_cast<int64_t>(arrival.choice), num_tokens, arrival.time);
+    usage_.completion_tokens += num_tokens;
+    options_.ticket.Charge(num_tokens);
     if (output.finish != FinishReason::kNone) {
       --num_unfinished_;
       // Of each prompt's first choice, as prompt_tokens counts a prompt once.
       const bool is_first = arrival.choice % options_.choices_per_prompt == 0;
-      if (is_first) usage_.cached_tokens += output.num_prompt_cached;
+      if (is_first) {
+        usage_.cached_tokens += output.num_prompt_cached;
+        options_.trace->AddCached(output.num_prompt_cached);
+      }
     }
-    if (!options_.stream) return Append(choices_[arrival.choice].total, output);
+    if (!options_.stream) return Append(choices_[arrival.choice], output);
     for (const ResponseJson& chunk :
          options_.format->Chunks(static_cast<int>(arrival.choice), output)) {
       events += Event(Print(chunk));
     }
-  }
-
-  void Measure(const Arrival& arrival) {
-    const auto num_tokens = static_cast<int64_t>(arrival.output.tokens.size());
-    if (num_tokens == 0) return;
-    absl::Time& last = choices_[arrival.choice].last_token;
-    if (last == absl::InfinitePast()) {
-      options_.metrics->ObserveTimeToFirstToken(arrival.time - options_.arrival);
-    } else {
-      options_.metrics->ObserveTokens(arrival.time - last, num_tokens);
-    }
-    last = arrival.time;
   }
 
   // The stream begins with its first token, so that what fails before has a status of its own.
@@ -154,9 +144,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     is_done_ = true;
     options_.ticket.Release();
     if (!options_.stream) {
-      std::vector<GenerationOutput> outputs;
-      for (Choice& choice : choices_) outputs.push_back(std::move(choice.total));
-      return options_.responder->Respond({.body = Print(options_.format->Whole(outputs, usage_))});
+      return options_.responder->Respond({.body = Print(options_.format->Whole(choices_, usage_))});
     }
     std::string events;
     if (options_.include_usage) events += Event(Print(options_.format->UsageChunk(usage_)));
@@ -169,6 +157,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     options_.ticket.Release();
     CancelSequences();
     if (!is_streaming_) return options_.responder->Respond(ErrorResponseOf(status));
+    options_.trace->End(HttpStatusOf(status));  // the stream's own status was 200
     options_.responder->Write(Event(ErrorBody(status)) + Event("[DONE]"));
     options_.responder->Finish();
   }
@@ -183,7 +172,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   }
 
   GenerationCallOptions options_;
-  std::vector<Choice> choices_;
+  std::vector<GenerationOutput> choices_;  // what a stream has sent is not kept
   size_t num_unfinished_;
   Usage usage_;
   bool is_streaming_ = false;

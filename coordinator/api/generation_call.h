@@ -4,28 +4,28 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "absl/time/time.h"
-#include "coordinator/api/api_metrics.h"
 #include "coordinator/api/http_server.h"
 #include "coordinator/api/openai_response.h"
+#include "coordinator/api/request_trace.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/quotas.h"
 
 namespace plumbline {
 
 struct GenerationCallOptions {
-  Engine* engine = nullptr;       // outlives the call
-  ApiMetrics* metrics = nullptr;  // outlives the call
+  Engine* engine = nullptr;  // outlives the call
   std::shared_ptr<HttpResponder> responder;
+  std::shared_ptr<RequestTrace> trace;
+  std::string model;  // its name
   std::unique_ptr<ResponseFormat> format;
   std::vector<GenerationRequest> requests;  // one per choice
   int64_t prompt_tokens = 0;                // for the usage
   int64_t choices_per_prompt = 1;           // in order: all of the first prompt, then the next one's
   bool stream = false;
   bool include_usage = false;  // in the stream
-  absl::Time arrival;
   Quotas::Ticket ticket;  // released before the answer's last byte is out
 };
 

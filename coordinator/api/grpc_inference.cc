@@ -10,9 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "absl/time/clock.h"
 #include "coordinator/api/grpc_access.h"
 #include "coordinator/api/grpc_messages.h"
+#include "coordinator/api/grpc_trace.h"
 #include "coordinator/api/request_builder.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/inference.grpc.pb.h"
@@ -55,8 +56,9 @@ struct AdmittedCall {
 class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
-  GenerateCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders)
-      : engine_(engine), active_(std::in_place, gate), senders_(senders) {}
+  GenerateCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders,
+               std::shared_ptr<RequestTrace> trace)
+      : engine_(engine), active_(std::in_place, gate), senders_(senders), trace_(std::move(trace)) {}
 
   void Start(absl::StatusOr<AdmittedCall> call) {
     self_ = shared_from_this();
@@ -104,8 +106,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   }
 
   void OnOutput(int choice, GenerationOutput output) {  // on the engine thread
+    const auto num_tokens = static_cast<int64_t>(output.tokens.size());
     const std::lock_guard lock(mutex_);
-    ticket_.Charge(static_cast<int64_t>(output.tokens.size()));
+    ticket_.Charge(num_tokens);
+    trace_->AddTokens(choice, num_tokens, absl::Now());
     if (is_ending_) return;
     if (output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled) {
       return PostEnd(FailureOf(output));
@@ -143,7 +147,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
       }
       if (end) ticket_.Release();  // before the client hears of the end
     }
-    if (end) return Finish(*end);
+    if (end) return Finish(EndTrace(*trace_, *end));
     StartWrite(&message_);
   }
 
@@ -159,7 +163,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     usage_.set_completion_tokens(usage_.completion_tokens() +
                                  static_cast<int32_t>(output.tokens.size()));
     if (output.finish == FinishReason::kNone) return;
-    if (next.first == 0) usage_.set_cached_tokens(static_cast<int32_t>(output.num_prompt_cached));
+    if (next.first == 0) {
+      usage_.set_cached_tokens(static_cast<int32_t>(output.num_prompt_cached));
+      trace_->AddCached(output.num_prompt_cached);
+    }
     message_.set_finish_reason(output.finish == FinishReason::kLength ? "length" : "stop");
     if (--num_unfinished_ == 0) *message_.mutable_usage() = usage_;
   }
@@ -190,6 +197,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   Engine* const engine_;
   std::optional<ActiveCall> active_;  // until OnDone
   boost::asio::thread_pool& senders_;
+  const std::shared_ptr<RequestTrace> trace_;
   std::shared_ptr<GenerateCall> self_;
   v1::GenerateResponse message_;  // being written
   v1::Usage usage_;
@@ -209,8 +217,12 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
                         public std::enable_shared_from_this<ScoreCall> {
  public:
   ScoreCall(Engine* engine, CallGate& gate, boost::asio::thread_pool& senders,
-            v1::ScoreResponse* response)
-      : engine_(engine), active_(std::in_place, gate), senders_(senders), response_(response) {}
+            v1::ScoreResponse* response, std::shared_ptr<RequestTrace> trace)
+      : engine_(engine),
+        active_(std::in_place, gate),
+        senders_(senders),
+        response_(response),
+        trace_(std::move(trace)) {}
 
   void Start(absl::StatusOr<AdmittedCall> call) {
     self_ = shared_from_this();
@@ -271,13 +283,14 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
       ticket_.Release();  // before the client hears of the end
       for (const TokenLogprob& logprob : logprobs_) Fill(logprob, *response_->add_tokens());
     }
-    Finish(ToGrpc(status));
+    Finish(EndTrace(*trace_, ToGrpc(status)));
   }
 
   Engine* const engine_;
   std::optional<ActiveCall> active_;  // until OnDone
   boost::asio::thread_pool& senders_;
   v1::ScoreResponse* const response_;  // ours until Finish
+  const std::shared_ptr<RequestTrace> trace_;
   std::shared_ptr<ScoreCall> self_;
   std::mutex mutex_;
   std::optional<uint64_t> handle_;
@@ -294,24 +307,26 @@ class InferenceService final : public v1::Inference::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override {
-    const auto call = std::make_shared<GenerateCall>(options_.engine, *options_.gate, senders_);
-    call->Start(AdmitGenerate(*context, *request));
+    const auto trace = BeginTrace(*options_.requests, *context, "Inference.Generate");
+    const auto call = std::make_shared<GenerateCall>(options_.engine, *options_.gate, senders_, trace);
+    call->Start(AdmitGenerate(*context, *trace, *request));
     return call.get();
   }
 
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
                                   const v1::ScoreRequest* request,
                                   v1::ScoreResponse* response) override {
+    const auto trace = BeginTrace(*options_.requests, *context, "Inference.Score");
     const auto call =
-        std::make_shared<ScoreCall>(options_.engine, *options_.gate, senders_, response);
-    call->Start(AdmitScore(*context, *request));
+        std::make_shared<ScoreCall>(options_.engine, *options_.gate, senders_, response, trace);
+    call->Start(AdmitScore(*context, *trace, *request));
     return call.get();
   }
 
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const v1::TokenizeRequest* request,
                                      v1::TokenizeResponse* response) override {
-    return Answer(context, [&]() -> absl::Status {
+    return Answer(context, "Inference.Tokenize", [&]() -> absl::Status {
       PL_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, EncodeTokenize(builder_, *request));
       response->mutable_ids()->Assign(tokens.begin(), tokens.end());
       response->set_max_model_len(static_cast<int32_t>(options_.model->max_model_len));
@@ -322,7 +337,7 @@ class InferenceService final : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override {
-    return Answer(context, [&]() -> absl::Status {
+    return Answer(context, "Inference.Detokenize", [&]() -> absl::Status {
       const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
       PL_RETURN_IF_ERROR(builder_.CheckTokens(ids, "ids"));
       response->set_text(options_.model->text->tokenizer->Decode(ids));
@@ -332,7 +347,7 @@ class InferenceService final : public v1::Inference::CallbackService {
 
   grpc::ServerUnaryReactor* Models(grpc::CallbackServerContext* context, const v1::ModelsRequest*,
                                    v1::ModelsResponse* response) override {
-    return Answer(context, [&] {
+    return Answer(context, "Inference.Models", [&] {
       v1::ModelInfo& info = *response->add_models();
       info.set_id(options_.model->name);
       info.set_max_model_len(static_cast<int32_t>(options_.model->max_model_len));
@@ -346,45 +361,52 @@ class InferenceService final : public v1::Inference::CallbackService {
   }
 
  private:
-  absl::StatusOr<Caller> CallerOf(const grpc::CallbackServerContext& context) const {
+  absl::StatusOr<Caller> CallerOf(const grpc::CallbackServerContext& context, RequestTrace& trace) const {
     if (!options_.gate->is_open) return absl::UnavailableError("the server is stopping");
-    return Authenticate(options_.access, context);
+    absl::StatusOr<Caller> caller = Authenticate(options_.access, context);
+    if (caller.ok()) trace.SetCaller(*caller);
+    return caller;
   }
 
   template <typename Function>
-  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Function& function) {
-    absl::Status status = CallerOf(*context).status();
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const char* method,
+                                   const Function& function) {
+    const auto trace = BeginTrace(*options_.requests, *context, method);
+    absl::Status status = CallerOf(*context, *trace).status();
     if (status.ok()) status = function();
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpc(status));
+    reactor->Finish(EndTrace(*trace, ToGrpc(status)));
     return reactor;
   }
 
   // `build` gives the requests, which share a prompt.
   template <typename Build>
-  absl::StatusOr<AdmittedCall> AdmitCall(grpc::CallbackServerContext& context,
+  absl::StatusOr<AdmittedCall> AdmitCall(grpc::CallbackServerContext& context, RequestTrace& trace,
                                          const Build& build) const {
-    PL_ASSIGN_OR_RETURN(const Caller caller, CallerOf(context));
+    PL_ASSIGN_OR_RETURN(const Caller caller, CallerOf(context, trace));
     AdmittedCall call;
     PL_ASSIGN_OR_RETURN(call.ticket, Admit(options_.access, caller));
     PL_ASSIGN_OR_RETURN(call.requests, build());
-    PL_RETURN_IF_ERROR(
-        call.ticket.Reserve(static_cast<int64_t>(call.requests.front().prompt.size())));
+    const auto prompt_tokens = static_cast<int64_t>(call.requests.front().prompt.size());
+    PL_RETURN_IF_ERROR(call.ticket.Reserve(prompt_tokens));
+    trace.BeginGeneration({.model = options_.model->name,
+                           .prompt_tokens = prompt_tokens,
+                           .num_choices = static_cast<int64_t>(call.requests.size())});
     for (GenerationRequest& request : call.requests) request.deadline = DeadlineOf(context);
     return call;
   }
 
-  absl::StatusOr<AdmittedCall> AdmitGenerate(grpc::CallbackServerContext& context,
+  absl::StatusOr<AdmittedCall> AdmitGenerate(grpc::CallbackServerContext& context, RequestTrace& trace,
                                              const v1::GenerateRequest& from) const {
-    auto call = AdmitCall(context, [&] { return BuildGenerate(builder_, from); });
+    auto call = AdmitCall(context, trace, [&] { return BuildGenerate(builder_, from); });
     AddRetryAfter(call.status(), context);
     return call;
   }
 
-  absl::StatusOr<AdmittedCall> AdmitScore(grpc::CallbackServerContext& context,
+  absl::StatusOr<AdmittedCall> AdmitScore(grpc::CallbackServerContext& context, RequestTrace& trace,
                                           const v1::ScoreRequest& from) const {
     using Requests = std::vector<GenerationRequest>;
-    auto call = AdmitCall(context, [&]() -> absl::StatusOr<Requests> {
+    auto call = AdmitCall(context, trace, [&]() -> absl::StatusOr<Requests> {
       PL_ASSIGN_OR_RETURN(GenerationRequest request, BuildScore(builder_, from));
       Requests requests;
       requests.push_back(std::move(request));

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "coordinator/api/cluster_info.h"
+#include "coordinator/api/request_tracker.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
@@ -25,6 +26,7 @@ struct InferenceServiceOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;  // may be null
+  RequestTracker* requests = nullptr;
   AccessControl* access = nullptr;       // null: everyone may do everything
   CallGate* gate = nullptr;
 };

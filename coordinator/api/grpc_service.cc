@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "coordinator/api/grpc_access.h"
 #include "coordinator/api/grpc_inference.h"
+#include "coordinator/api/grpc_trace.h"
 #include "coordinator/api/readiness.h"
 #include "proto/cluster.grpc.pb.h"
 #include "proto/inference.grpc.pb.h"
@@ -27,23 +28,30 @@ constexpr auto kPollInterval = std::chrono::milliseconds(100);
 constexpr int kMaxThreads = 32;  // of the services that block: Cluster, Training, reflection
 
 class TrainingService final : public v1::Training::Service {
-  static grpc::Status NotSupported() {
-    return {grpc::StatusCode::UNIMPLEMENTED, "this server does not fine-tune yet"};
+ public:
+  explicit TrainingService(RequestTracker* requests) : requests_(*requests) {}
+
+ private:
+  grpc::Status NotSupported(grpc::ServerContext& context, const char* method) {
+    return EndTrace(*BeginTrace(requests_, context, method),
+                    {grpc::StatusCode::UNIMPLEMENTED, "this server does not fine-tune yet"});
   }
-  grpc::Status CreateJob(grpc::ServerContext*, const v1::CreateJobRequest*, v1::Job*) override {
-    return NotSupported();
+  grpc::Status CreateJob(grpc::ServerContext* context, const v1::CreateJobRequest*, v1::Job*) override {
+    return NotSupported(*context, "Training.CreateJob");
   }
-  grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*,
+  grpc::Status WatchJob(grpc::ServerContext* context, const v1::WatchJobRequest*,
                         grpc::ServerWriter<v1::JobEvent>*) override {
-    return NotSupported();
+    return NotSupported(*context, "Training.WatchJob");
   }
-  grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::Job*) override {
-    return NotSupported();
+  grpc::Status CancelJob(grpc::ServerContext* context, const v1::CancelJobRequest*, v1::Job*) override {
+    return NotSupported(*context, "Training.CancelJob");
   }
-  grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest*,
+  grpc::Status ListJobs(grpc::ServerContext* context, const v1::ListJobsRequest*,
                         v1::ListJobsResponse*) override {
-    return NotSupported();
+    return NotSupported(*context, "Training.ListJobs");
   }
+
+  RequestTracker& requests_;
 };
 
 class ClusterService final : public v1::Cluster::Service {
@@ -52,23 +60,39 @@ class ClusterService final : public v1::Cluster::Service {
 
   grpc::Status Status(grpc::ServerContext* context, const v1::StatusRequest*,
                       v1::StatusResponse* response) override {
+    const auto trace = BeginTrace(*options_.requests, *context, "Cluster.Status");
     const absl::StatusOr<Caller> caller = Authenticate(options_.access, *context);
-    if (!caller.ok()) return ToGrpc(caller.status());
+    if (!caller.ok()) return EndTrace(*trace, ToGrpc(caller.status()));
+    trace->SetCaller(*caller);
+    FillStatus(*response);
+    return EndTrace(*trace, grpc::Status::OK);
+  }
+
+  // Begins at once and stays begun; the call lasts until the last request is done or the caller
+  // gives up.
+  grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest*,
+                     v1::DrainResponse*) override {
+    const auto trace = BeginTrace(*options_.requests, *context, "Cluster.Drain");
+    return EndTrace(*trace, DrainEngine(*context, *trace));
+  }
+
+ private:
+  void FillStatus(v1::StatusResponse& response) const {
     const EngineStats stats = options_.engine->Stats();
-    response->set_model(options_.model->name);
-    response->set_ready(Readiness(stats, options_.stuck_after).ok());
-    response->set_draining(stats.draining);
-    response->set_running(static_cast<int32_t>(stats.running));
-    response->set_queued(static_cast<int32_t>(stats.queued));
-    response->set_epoch(stats.epoch);
-    if (options_.cluster == nullptr) return grpc::Status::OK;
+    response.set_model(options_.model->name);
+    response.set_ready(Readiness(stats, options_.stuck_after).ok());
+    response.set_draining(stats.draining);
+    response.set_running(static_cast<int32_t>(stats.running));
+    response.set_queued(static_cast<int32_t>(stats.queued));
+    response.set_epoch(stats.epoch);
+    if (options_.cluster == nullptr) return;
     const ClusterSnapshot snapshot = options_.cluster->Snapshot();
-    response->set_epoch(snapshot.epoch);
-    response->set_tp(snapshot.tp);
-    response->set_pp(snapshot.pp);
-    response->set_arithmetic(snapshot.arithmetic);
+    response.set_epoch(snapshot.epoch);
+    response.set_tp(snapshot.tp);
+    response.set_pp(snapshot.pp);
+    response.set_arithmetic(snapshot.arithmetic);
     for (const RankInfo& from : snapshot.ranks) {
-      v1::RankStatus& to = *response->add_ranks();
+      v1::RankStatus& to = *response.add_ranks();
       to.set_rank(from.rank);
       to.set_stage(from.stage);
       to.set_tp_index(from.tp_index);
@@ -82,28 +106,24 @@ class ClusterService final : public v1::Cluster::Service {
       to.set_rss_bytes(from.rss_bytes);
       to.set_load_fraction(from.load_fraction);
     }
-    return grpc::Status::OK;
   }
 
-  // Begins at once and stays begun; the call lasts until the last request is done or the caller
-  // gives up.
-  grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest*,
-                     v1::DrainResponse*) override {
-    const absl::StatusOr<Caller> caller = Authenticate(options_.access, *context);
+  grpc::Status DrainEngine(const grpc::ServerContext& context, RequestTrace& trace) const {
+    const absl::StatusOr<Caller> caller = Authenticate(options_.access, context);
     if (!caller.ok()) return ToGrpc(caller.status());
+    trace.SetCaller(*caller);
     if (!caller->is_operator()) {
       return {grpc::StatusCode::PERMISSION_DENIED,
               "draining needs the operator's key, that of --api-key-file"};
     }
     while (!options_.engine->Drain(absl::Now() + absl::FromChrono(kPollInterval))) {
-      if (context->IsCancelled()) {
+      if (context.IsCancelled()) {
         return {grpc::StatusCode::DEADLINE_EXCEEDED, "draining goes on; requests are under way"};
       }
     }
     return grpc::Status::OK;
   }
 
- private:
   const GrpcServerOptions options_;
 };
 
@@ -112,9 +132,11 @@ class PublicServer final : public GrpcServer {
   explicit PublicServer(const GrpcServerOptions& options)
       : options_(options),
         cluster_(options),
+        training_(options.requests),
         inference_(MakeInferenceService({.engine = options.engine,
                                          .model = options.model,
                                          .cluster = options.cluster,
+                                         .requests = options.requests,
                                          .access = options.access,
                                          .gate = &gate_})) {}
 

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/api/cluster_info.h"
+#include "coordinator/api/request_tracker.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
@@ -26,6 +27,7 @@ struct GrpcServerOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;  // may be null
+  RequestTracker* requests = nullptr;
   AccessControl* access = nullptr;       // null: everyone may do everything; else metadata "authorization: Bearer KEY"
   absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
   int max_message_bytes = 32 << 20;

@@ -1,9 +1,5 @@
 #include "coordinator/api/openai_api.h"
 
-#include <spdlog/spdlog.h>
-
-#include <algorithm>
-#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/readiness.h"
+#include "coordinator/api/traced_responder.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/status.h"
 
@@ -18,22 +15,11 @@ namespace plumbline {
 namespace {
 
 constexpr size_t kMaxSequencesPerRequest = 1024;
-constexpr size_t kMaxRequestIdBytes = 128;
 constexpr char kModelPath[] = "/v1/models/";
+constexpr char kNoRoute[] = "none";
 
 std::string RandomId(const char* prefix) {
   return absl::StrFormat("%s%016x%016x", prefix, RandomSeed(), RandomSeed());
-}
-
-// The client's own, when it is fit for a header and a log.
-std::string RequestIdOf(const HttpRequest& request) {
-  const std::string id(request.Header("x-request-id"));
-  const auto is_printable = [](char c) { return c > ' ' && c < 0x7f; };
-  if (id.empty() || id.size() > kMaxRequestIdBytes ||
-      !std::all_of(id.begin(), id.end(), is_printable)) {
-    return RandomId("req-");
-  }
-  return id;
 }
 
 const nlohmann::ordered_json* OrNull(const nlohmann::ordered_json& json) {
@@ -47,66 +33,12 @@ ChatRequest ChatRequestOf(const ChatFields& chat) {
           .chat_template_kwargs = OrNull(chat.arguments)};
 }
 
-// Puts headers of ours on every answer, counts it and logs it.
-class MeasuredResponder final : public HttpResponder {
- public:
-  struct Options {
-    ApiMetrics* metrics;
-    const char* route;
-    std::string request_id;
-    absl::Time arrival;
-  };
-  MeasuredResponder(std::shared_ptr<HttpResponder> responder, Options options)
-      : responder_(std::move(responder)), options_(std::move(options)) {}
-
-  void AddHeader(HttpHeader header) { headers_.push_back(std::move(header)); }
-
-  void Respond(HttpResponse response) override {
-    status_ = response.status;
-    Count();
-    responder_->Respond(WithHeaders(std::move(response)));
-  }
-  void StartStream(HttpResponse response) override {
-    status_ = response.status;
-    responder_->StartStream(WithHeaders(std::move(response)));
-  }
-  bool Write(std::string_view piece) override { return responder_->Write(piece); }
-  void Finish() override {
-    Count();
-    responder_->Finish();
-  }
-  void OnCancel(std::function<void()> callback) override {
-    responder_->OnCancel(std::move(callback));
-  }
-  void Post(std::function<void()> task) override { responder_->Post(std::move(task)); }
-
- private:
-  HttpResponse WithHeaders(HttpResponse response) const {
-    response.headers.push_back({"X-Request-Id", options_.request_id});
-    response.headers.insert(response.headers.end(), headers_.begin(), headers_.end());
-    return response;
-  }
-
-  void Count() {
-    const absl::Duration duration = absl::Now() - options_.arrival;
-    options_.metrics->CountRequest(options_.route, status_, duration);
-    spdlog::debug("request id={} route={} status={} seconds={:.3f}", options_.request_id,
-                  options_.route, status_.load(), absl::ToDoubleSeconds(duration));
-  }
-
-  const std::shared_ptr<HttpResponder> responder_;
-  const Options options_;
-  std::vector<HttpHeader> headers_;
-  std::atomic<int> status_ = 0;
-};
-
 }  // namespace
 
 struct OpenAiApi::Call {
   HttpRequest request;
-  std::shared_ptr<MeasuredResponder> responder;
-  std::string id;
-  absl::Time arrival;
+  std::shared_ptr<TracedResponder> responder;
+  std::shared_ptr<RequestTrace> trace;
   Caller caller;
 
   void Answer(const ResponseJson& json) { responder->Respond({.body = Print(json)}); }
@@ -164,40 +96,35 @@ absl::StatusOr<Quotas::Ticket> OpenAiApi::Admit(const Caller& caller) const {
 }
 
 HttpResponse OpenAiApi::ErrorResponse(int status, const std::string& message) {
-  metrics_.CountRequest("none", status, absl::ZeroDuration());
-  return ErrorResponseOf(status, message);
+  const auto trace = options_.requests->Begin({.endpoint = kNoRoute});
+  trace->End(status);
+  HttpResponse response = ErrorResponseOf(status, message);
+  response.headers.push_back({"X-Request-Id", trace->id()});
+  return response;
 }
 
 void OpenAiApi::Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
   std::string allowed;
   const Route* route = FindRoute(request, &allowed);
-  const std::string id = RequestIdOf(request);
-  const absl::Time arrival = absl::Now();
-  auto measured = std::make_shared<MeasuredResponder>(
-      std::move(responder),
-      MeasuredResponder::Options{.metrics = &metrics_,
-                                 .route = route == nullptr ? "none" : route->path,
-                                 .request_id = id,
-                                 .arrival = arrival});
+  const auto trace = options_.requests->Begin({.endpoint = route == nullptr ? kNoRoute : route->path,
+                                               .offered_id = request.Header("x-request-id")});
+  auto traced = std::make_shared<TracedResponder>(std::move(responder), trace);
   if (route == nullptr && !allowed.empty()) {
     HttpResponse response = ErrorResponseOf(405, absl::StrCat(request.method, " is not allowed on ",
                                                               request.path, ", ", allowed, " is"));
     response.headers.push_back({"Allow", allowed});
-    return measured->Respond(std::move(response));
+    return traced->Respond(std::move(response));
   }
   if (route == nullptr) {
-    return measured->Respond(ErrorResponseOf(404, "there is nothing at " + request.path));
+    return traced->Respond(ErrorResponseOf(404, "there is nothing at " + request.path));
   }
   absl::StatusOr<Caller> caller = Caller{};
   if (route->access == Route::Access::kKey) caller = Authenticate(request);
-  if (!caller.ok()) return measured->Respond(ErrorResponseOf(caller.status()));
-  Call call{.request = std::move(request),
-            .responder = measured,
-            .id = id,
-            .arrival = arrival,
-            .caller = *caller};
+  if (!caller.ok()) return traced->Respond(ErrorResponseOf(caller.status()));
+  trace->SetCaller(*caller);
+  Call call{.request = std::move(request), .responder = traced, .trace = trace, .caller = *caller};
   const absl::Status status = (this->*route->answer)(call);
-  if (!status.ok()) measured->Respond(ErrorResponseOf(status));
+  if (!status.ok()) traced->Respond(ErrorResponseOf(status));
 }
 
 // ---- completions ----
@@ -210,7 +137,7 @@ absl::Status OpenAiApi::AddChoices(const CompletionFields& fields,
       builder_.FitMaxTokens(static_cast<int64_t>(prompt.size()), fields.max_tokens));
   for (int64_t i = 0; i < fields.n; ++i) {
     GenerationRequest request = fields.generation;
-    request.id = absl::StrCat(call.id, "/", requests->size());
+    request.id = absl::StrCat(call.trace->id(), "/", requests->size());
     request.prompt = prompt;
     request.max_tokens = max_tokens;
     // Of the choice alone, not of the prompt's place in the list: a batch answers as its prompts
@@ -224,12 +151,12 @@ absl::Status OpenAiApi::AddChoices(const CompletionFields& fields,
 GenerationCallOptions OpenAiApi::CallOptions(const Call& call, const CompletionFields& fields) {
   call.responder->AddHeader({"X-Plumbline-Seed", std::to_string(fields.generation.sampling.seed)});
   return {.engine = options_.engine,
-          .metrics = &metrics_,
           .responder = call.responder,
+          .trace = call.trace,
+          .model = options_.model->name,
           .choices_per_prompt = fields.n,
           .stream = fields.stream,
-          .include_usage = fields.include_usage,
-          .arrival = call.arrival};
+          .include_usage = fields.include_usage};
 }
 
 ResponseOptions OpenAiApi::FormatOptions(const CompletionFields& fields,
@@ -420,7 +347,9 @@ absl::Status OpenAiApi::Ready(Call& call) {
 
 absl::Status OpenAiApi::Metrics(Call& call) {
   call.responder->Respond({.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                           .body = metrics_.Serialize(options_.engine->Stats(), options_.access)});
+                           .body = options_.requests->metrics().Serialize({.engine = options_.engine->Stats(),
+                                                                           .access = options_.access,
+                                                                           .cluster = options_.cluster})});
   return absl::OkStatus();
 }
 

@@ -8,13 +8,13 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "coordinator/api/api_metrics.h"
 #include "coordinator/api/cluster_info.h"
 #include "coordinator/api/generation_call.h"
 #include "coordinator/api/http_server.h"
 #include "coordinator/api/openai_response.h"
 #include "coordinator/api/openai_types.h"
 #include "coordinator/api/request_builder.h"
+#include "coordinator/api/request_tracker.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
@@ -25,6 +25,7 @@ struct OpenAiApiOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;           // may be null
+  RequestTracker* requests = nullptr;
   AccessControl* access = nullptr;                // null: everyone may do everything
   absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
 };
@@ -70,7 +71,6 @@ class OpenAiApi final : public HttpHandler {
 
   const OpenAiApiOptions options_;
   const RequestBuilder builder_;
-  ApiMetrics metrics_;
 };
 
 }  // namespace plumbline

@@ -33,6 +33,7 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 constexpr absl::Duration kPauseThreshold = absl::Seconds(1);
 
 using Worker = std::shared_ptr<AttachedWorker>;
+using Kind = ClusterEvent::Kind;
 
 // The rank's own transport or its peers; another epoch may go well. Anything else would fail again.
 bool IsTransient(absl::StatusCode code) {
@@ -87,7 +88,8 @@ class ClusterImpl final : public Cluster {
                            .tp_index = options_.mesh.TpIndexOf(rank),
                            .first_layer = static_cast<int>(layers.first),
                            .last_layer = static_cast<int>(layers.last),
-                           .state = "absent"};
+                           .state = "absent",
+                           .planned_bytes = needs_[rank].total()};
     }
     gather_deadline_ = absl::Now() + options_.join_timeout;
     last_tick_ = absl::Now();
@@ -226,7 +228,8 @@ class ClusterImpl final : public Cluster {
     const v1::Hello& hello = message.hello();
     const absl::StatusOr<int> rank = membership_.Join(IdentityOf(hello));
     if (!rank.ok()) {
-      Log(absl::StrCat("refused a worker at ", worker->peer(), ": ", rank.status().message()));
+      Log(Kind::kWorkerRefused,
+          absl::StrCat("refused a worker at ", worker->peer(), ": ", rank.status().message()));
       worker->Close(rank.status());
       // A machine that cannot take part in this run, while the run takes shape: no later one will
       // help.
@@ -244,7 +247,8 @@ class ClusterImpl final : public Cluster {
     slot.info.rss_bytes = 0;
     slot.info.weight_bytes = 0;
     slot.info.load_fraction = 0;
-    Log(absl::StrCat(membership_.Name(*rank), " joined from ", worker->peer()));
+    Log(Kind::kWorkerJoined, absl::StrCat(membership_.Name(*rank), " joined from ", worker->peer()),
+        *rank);
     ConfigureIfComplete();
   }
 
@@ -266,8 +270,10 @@ class ClusterImpl final : public Cluster {
         slot.info.load_fraction = 1;
         if (message.loaded().epoch() != epoch_ || phase_ != Phase::kLoading) return;
         slot.loaded = true;
-        Log(absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded",
-                         " its weights"));
+        Log(Kind::kWeightsLoaded,
+            absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded",
+                         " its weights"),
+            rank);
         return ConnectIfLoaded();
       case v1::WorkerMessage::kReady:
         if (message.ready().epoch() != epoch_ || phase_ != Phase::kConnecting) return;
@@ -311,7 +317,8 @@ class ClusterImpl final : public Cluster {
   void HandleFailure(int rank, const v1::Failure& failure) {
     if (failure.epoch() != epoch_) return;
     const absl::Status status(static_cast<absl::StatusCode>(failure.code()), failure.message());
-    Log(absl::StrCat(membership_.Name(rank), " failed: ", failure.message()));
+    Log(Kind::kRankFailed, absl::StrCat(membership_.Name(rank), " failed: ", failure.message()),
+        rank);
     if (phase_ == Phase::kLoading) slots_[rank].has_weights = false;
     if ((phase_ == Phase::kLoading || phase_ == Phase::kConnecting) &&
         !IsTransient(status.code())) {
@@ -368,7 +375,7 @@ class ClusterImpl final : public Cluster {
     in_flight_.clear();
     epoch_submitted_ = epoch_done_ = 0;
     const bool recurrent = config_.num_layers_of(MixerKind::kGatedDeltaNet) > 0;
-    Log(absl::StrCat("epoch ", epoch_, " is ready, arithmetic ", arithmetic_));
+    Log(Kind::kEpochReady, absl::StrCat("epoch ", epoch_, " is ready, arithmetic ", arithmetic_));
     Post(RunnerReady{
         .epoch = epoch_,
         .capacity = {.num_blocks = (options_.limits.max_tokens + kGridTokens - 1) / kGridTokens,
@@ -381,7 +388,7 @@ class ClusterImpl final : public Cluster {
   void LoseEpoch(const absl::Status& reason) {
     if (phase_ != Phase::kLoading && phase_ != Phase::kConnecting && phase_ != Phase::kRunning)
       return;
-    Log(absl::StrCat("epoch ", epoch_, " is lost: ", reason.message()));
+    Log(Kind::kEpochLost, absl::StrCat("epoch ", epoch_, " is lost: ", reason.message()));
     if (phase_ == Phase::kRunning) Post(RunnerLost{.epoch = epoch_, .reason = reason});
     if (phase_ != Phase::kRunning || (epoch_submitted_ > 0 && epoch_done_ == 0))
       ++fruitless_epochs_;
@@ -409,7 +416,7 @@ class ClusterImpl final : public Cluster {
   void Lose(int rank, const absl::Status& status) {
     const absl::Status reason(status.code(),
                               absl::StrCat(membership_.Name(rank), ": ", status.message()));
-    Log(absl::StrCat("lost ", reason.message()));
+    Log(Kind::kWorkerLost, absl::StrCat("lost ", reason.message()), rank);
     slots_[rank].worker = nullptr;
     slots_[rank].has_weights = false;
     slots_[rank].info.state = "lost";
@@ -428,7 +435,7 @@ class ClusterImpl final : public Cluster {
 
   void FailLocked(absl::Status reason) {
     if (phase_ == Phase::kFailed || phase_ == Phase::kStopped) return;
-    Log(absl::StrCat("the cluster has failed: ", reason.message()));
+    Log(Kind::kClusterFailed, absl::StrCat("the cluster has failed: ", reason.message()));
     phase_ = Phase::kFailed;
     store_.Begin(epoch_ + 1);
     SendHome(std::string(reason.message()));
@@ -526,8 +533,14 @@ class ClusterImpl final : public Cluster {
   void Post(RunnerEvent event) {
     events_.Post([this, event = std::move(event)]() mutable { listener_(std::move(event)); });
   }
-  void Log(std::string line) {
-    if (options_.log) events_.Post([this, line = std::move(line)] { options_.log(line); });
+  void Log(Kind kind, std::string text, int rank = -1) {
+    if (!options_.on_event) return;
+    ClusterEvent event{.kind = kind, .text = std::move(text), .epoch = epoch_, .rank = rank};
+    if (rank >= 0) {
+      event.host = slots_[rank].info.host;
+      event.pid = slots_[rank].info.pid;
+    }
+    events_.Post([this, event = std::move(event)] { options_.on_event(event); });
   }
 
   const ClusterOptions options_;

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "coordinator/api/cluster_info.h"
+#include "coordinator/cluster/cluster_event.h"
 #include "coordinator/engine/step_runner.h"
 #include "parallel/mesh.h"
 #include "parallel/planner.h"
@@ -48,7 +49,7 @@ struct ClusterOptions {
   // A worker was given up though it may still be alive: whoever started it should end it. From a
   // thread of the cluster; must not block.
   std::function<void(int rank, int64_t pid)> on_given_up;
-  std::function<void(const std::string& line)> log;  // as on_given_up
+  std::function<void(const ClusterEvent&)> on_event;  // as on_given_up
 };
 
 class Cluster : public StepRunner, public ClusterInfo {

@@ -33,7 +33,7 @@ absl::StatusOr<Caller> AccessControl::Authenticate(std::string_view authorizatio
   if (operator_hash_.empty() && key_store_ == nullptr) return Caller{};
   const std::string_view key = BearerKey(authorization);
   if (key.empty()) return Refuse(RefusalReason::kNoKey);
-  if (!operator_hash_.empty() && SameHash(HashApiKey(key), operator_hash_)) return Caller{};
+  if (!operator_hash_.empty() && SameHash(HashApiKey(key), operator_hash_)) return Caller{.name = "operator"};
   if (key_store_ == nullptr) return Refuse(RefusalReason::kWrongKey);
   const auto found = key_store_->Find(key);
   if (!found.ok()) {
@@ -43,6 +43,7 @@ absl::StatusOr<Caller> AccessControl::Authenticate(std::string_view authorizatio
   if (!*found) return Refuse(RefusalReason::kWrongKey);
   const KeyRecord& record = **found;
   return Caller{.key_id = record.id,
+                .name = record.settings.name,
                 .limits = record.settings.limits,
                 .priority = record.settings.priority,
                 .share = record.settings.share};

@@ -18,6 +18,7 @@ namespace plumbline {
 // Where a request comes from.
 struct Caller {
   int64_t key_id = 0;  // in the key store; 0: the operator, or anyone where no key is needed
+  std::string name;    // the key's, for people; "operator"; empty where no key is needed
   QuotaLimits limits;
   int64_t priority = 0;
   int64_t share = 1;
