@@ -135,8 +135,9 @@ class Server {
     PL_RETURN_IF_ERROR(Start());
     PL_ASSIGN_OR_RETURN(const bool ready, WaitReady(signals));
     if (!ready) return absl::OkStatus();
-    std::printf("%s is ready\n  HTTP  http://%s:%u/v1\n  gRPC  %s:%u\n", served_.name.c_str(), http_address_.host.c_str(),
-                http_->port(), grpc_address_.host.c_str(), grpc_->port());
+    std::printf("%s is ready\n  HTTP  http://%s:%u/v1\n  gRPC  %s:%u\n  page  http://%s:%u/\n", served_.name.c_str(),
+                http_address_.host.c_str(), http_->port(), grpc_address_.host.c_str(), grpc_->port(),
+                http_address_.host.c_str(), http_->port());
     std::fflush(stdout);
     while (!signals.WaitFor(absl::Milliseconds(100))) {
       if (const auto fatal = watched_->fatal()) return *fatal;

@@ -621,6 +621,36 @@ TEST_F(OpenAiApiTest, MetricsCountRequestsAndTime) {
   EXPECT_THAT(text, HasSubstr("plumbline_prefix_cache_hit_tokens_total 640"));
 }
 
+TEST_F(OpenAiApiTest, ThePageIsOpenAndLoadsNothingFromElsewhere) {
+  AccessControl access({.operator_key = "secret"});
+  Start({.access = &access});
+  for (const auto& [path, type] : {std::pair("/", "text/html"), std::pair("/web/page.js", "text/javascript"),
+                                   std::pair("/web/page.css", "text/css"), std::pair("/web/icon.svg", "image/svg+xml")}) {
+    const HttpReply reply = Get(path);
+    EXPECT_EQ(reply.status, 200) << path;
+    EXPECT_THAT(reply.head, HasSubstr(absl::StrCat("Content-Type: ", type))) << path;
+    EXPECT_THAT(reply.head, HasSubstr("X-Content-Type-Options: nosniff\r\n")) << path;
+    EXPECT_THAT(reply.head, HasSubstr("Content-Security-Policy: default-src 'none'; script-src 'self'; ")) << path;
+    EXPECT_THAT(reply.head, Not(HasSubstr("unsafe"))) << path;
+    EXPECT_THAT(reply.body, Not(HasSubstr("https://"))) << path;
+    EXPECT_THAT(reply.body, Not(HasSubstr("innerHTML"))) << path;
+  }
+  EXPECT_EQ(Get("/web/").status, 404);
+  EXPECT_EQ(Get("/web/../openai_api.cc").status, 404);
+  EXPECT_EQ(Get("/nothing").status, 404);
+  server_.reset();
+}
+
+TEST_F(OpenAiApiTest, StatusNeedsAKeyWhereOthersDo) {
+  EXPECT_EQ(Json::parse(Get("/status").body)["model"]["name"], "demo");
+  EXPECT_EQ(Get("/status?until=1").status, 400);
+  AccessControl access({.operator_key = "secret"});
+  Start({.access = &access});
+  EXPECT_EQ(Get("/status").status, 401);
+  EXPECT_EQ(Fetch(server_->port(), "GET", "/status", "", "Authorization: Bearer secret\r\n").status, 200);
+  server_.reset();
+}
+
 TEST_F(OpenAiApiTest, AStreamThatFailsMidwayIsCountedAsFailed) {
   engine_->FailAfter(2, absl::UnavailableError("gone"));
   const HttpReply reply = Post("/v1/completions", Json{{"prompt", "hi"}, {"stream", true}});

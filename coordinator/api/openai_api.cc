@@ -8,6 +8,7 @@
 #include "coordinator/api/api_error.h"
 #include "coordinator/api/readiness.h"
 #include "coordinator/api/traced_responder.h"
+#include "coordinator/api/web_assets.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/status.h"
 
@@ -17,6 +18,7 @@ namespace {
 constexpr size_t kMaxSequencesPerRequest = 1024;
 constexpr char kModelPath[] = "/v1/models/";
 constexpr char kNoRoute[] = "none";
+constexpr char kAssetPath[] = "/web/";
 
 std::string RandomId(const char* prefix) {
   return absl::StrFormat("%s%016x%016x", prefix, RandomSeed(), RandomSeed());
@@ -46,7 +48,7 @@ struct OpenAiApi::Call {
 
 struct OpenAiApi::Route {
   const char* method;
-  const char* path;  // one that ends in '/' stands for all below it
+  const char* path;  // one that ends in '/' stands for all below it, but for the root
   absl::Status (OpenAiApi::*answer)(Call&);
   enum class Access { kKey, kOpen } access = Access::kKey;
 };
@@ -59,6 +61,9 @@ const OpenAiApi::Route OpenAiApi::kRoutes[] = {
     {"POST", "/tokenize", &OpenAiApi::Tokenize},
     {"POST", "/detokenize", &OpenAiApi::Detokenize},
     {"GET", "/tokenizer_info", &OpenAiApi::TokenizerInfo},
+    {"GET", "/", &OpenAiApi::Page, Route::Access::kOpen},
+    {"GET", kAssetPath, &OpenAiApi::Page, Route::Access::kOpen},
+    {"GET", "/status", &OpenAiApi::Status},
     {"GET", "/health", &OpenAiApi::Health, Route::Access::kOpen},
     {"GET", "/ready", &OpenAiApi::Ready, Route::Access::kOpen},
     {"GET", "/metrics", &OpenAiApi::Metrics, Route::Access::kOpen},
@@ -68,14 +73,20 @@ const OpenAiApi::Route OpenAiApi::kRoutes[] = {
 };
 
 OpenAiApi::OpenAiApi(const OpenAiApiOptions& options)
-    : options_(options), builder_(*options.model) {}
+    : options_(options),
+      builder_(*options.model),
+      status_({.engine = options.engine,
+               .model = options.model,
+               .cluster = options.cluster,
+               .requests = options.requests,
+               .stuck_after = options.stuck_after}) {}
 
 // HEAD asks for what GET would say; an empty method stands for any.
 const OpenAiApi::Route* OpenAiApi::FindRoute(const HttpRequest& request, std::string* allowed) {
   const std::string method = request.method == "HEAD" ? "GET" : request.method;
   for (const Route& route : kRoutes) {
     const std::string_view path = route.path;
-    const bool is_match = path.ends_with('/')
+    const bool is_match = path.size() > 1 && path.ends_with('/')
                               ? request.path.starts_with(path) && request.path.size() > path.size()
                               : request.path == path;
     if (!is_match) continue;
@@ -350,6 +361,26 @@ absl::Status OpenAiApi::Metrics(Call& call) {
                            .body = options_.requests->metrics().Serialize({.engine = options_.engine->Stats(),
                                                                            .access = options_.access,
                                                                            .cluster = options_.cluster})});
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Status(Call& call) {
+  PL_ASSIGN_OR_RETURN(std::string body, status_.Json(call.request.query, call.caller));
+  call.responder->Respond({.headers = {{"Cache-Control", "no-store"}, {"X-Content-Type-Options", "nosniff"}},
+                           .body = std::move(body)});
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Page(Call& call) {
+  const std::string_view path = call.request.path;
+  const WebAsset* asset = FindWebAsset(path == "/" ? "index.html" : path.substr(sizeof(kAssetPath) - 1));
+  if (asset == nullptr) return absl::NotFoundError("there is nothing at " + call.request.path);
+  call.responder->Respond({.content_type = asset->content_type,
+                           .headers = {{"Content-Security-Policy", kWebContentPolicy},
+                                       {"X-Content-Type-Options", "nosniff"},
+                                       {"Referrer-Policy", "no-referrer"},
+                                       {"Cache-Control", "no-cache"}},
+                           .body = std::string(asset->body)});
   return absl::OkStatus();
 }
 

@@ -16,6 +16,7 @@
 #include "coordinator/api/request_builder.h"
 #include "coordinator/api/request_tracker.h"
 #include "coordinator/api/served_model.h"
+#include "coordinator/api/status_report.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
 
@@ -58,6 +59,8 @@ class OpenAiApi final : public HttpHandler {
   absl::Status Health(Call& call);
   absl::Status Ready(Call& call);
   absl::Status Metrics(Call& call);
+  absl::Status Status(Call& call);
+  absl::Status Page(Call& call);
   absl::Status NotSupported(Call& call);
 
   // Appends the requests of one prompt's choices.
@@ -71,6 +74,7 @@ class OpenAiApi final : public HttpHandler {
 
   const OpenAiApiOptions options_;
   const RequestBuilder builder_;
+  StatusReport status_;
 };
 
 }  // namespace plumbline
