@@ -13,9 +13,11 @@
 #include "coordinator/security/access_control.h"
 #include "coordinator/text/model_text.h"
 #include "proto/cluster.grpc.pb.h"
+#include "proto/grpc_credentials.h"
 #include "proto/inference.grpc.pb.h"
 #include "proto/training.grpc.pb.h"
 #include "tests/fake_engine.h"
+#include "tests/test_certificates.h"
 
 namespace plumbline {
 namespace {
@@ -291,6 +293,45 @@ TEST_F(GrpcServiceTest, AKeyIsAskedFor) {
   context.AddMetadata("authorization", "Bearer secret");
   EXPECT_TRUE(Generate(TextRequest(), context).status.ok());
   server_.reset();
+}
+
+TEST_F(GrpcServiceTest, OverTlsClientsNeedWhatTheServerAsksFor) {
+  const TestCertificates& certificates = TestCertificates::Get();
+  AccessControl access({.operator_key = "secret"});
+  const auto code = [&](const TlsIdentity& client, const std::string& key) {
+    grpc::ChannelArguments own_connection;
+    own_connection.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    inference_ = v1::Inference::NewStub(grpc::CreateCustomChannel(
+        absl::StrCat("127.0.0.1:", server_->port()), ChannelCredentialsOf(client), own_connection));
+    grpc::ClientContext context;
+    if (!key.empty()) context.AddMetadata("authorization", "Bearer " + key);
+    return Generate(TextRequest(), context).status.error_code();
+  };
+  Start({.tls = certificates.Identity("server", "ca"), .access = &access});
+  EXPECT_EQ(code(certificates.Identity("client", "ca"), "secret"), grpc::StatusCode::OK);
+  EXPECT_EQ(code(certificates.Identity("client", "ca"), ""), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(code(certificates.Identity("client", "ca"), "wrong"), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(code({}, "secret"), grpc::StatusCode::UNAVAILABLE);  // plain
+  EXPECT_EQ(code(certificates.Identity("client", "other_ca"), "secret"), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(code(certificates.Identity("stranger", "ca"), "secret"), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(code(certificates.Identity("client", "ca"), "secret"), grpc::StatusCode::OK);
+
+  Start({.tls = certificates.Identity("server", ""), .access = &access});  // clients need none
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer secret");
+  inference_ = v1::Inference::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()), 
+      grpc::SslCredentials({.pem_root_certs = certificates.Read("ca.pem")})));
+  EXPECT_EQ(Generate(TextRequest(), context).status.error_code(), grpc::StatusCode::OK);
+  server_.reset();
+}
+
+TEST_F(GrpcServiceTest, AMessageBeyondTheLimitIsRefused) {
+  Start({.max_message_bytes = 1 << 20});
+  v1::GenerateRequest request = TextRequest();
+  request.set_text(std::string(2 << 20, 'x'));
+  EXPECT_EQ(Generate(request).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Generate(TextRequest()).status.ok());
 }
 
 class GrpcKeysTest : public GrpcServiceTest {

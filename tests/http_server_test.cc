@@ -1,5 +1,5 @@
-// The HTTP server over real sockets: framing, limits, time-outs, clients that go away, graceful
-// stop.
+// The HTTP server over real sockets, plain and over TLS: framing, limits, time-outs, clients that
+// go away, graceful stop.
 #include "coordinator/api/http_server.h"
 
 #include <gmock/gmock.h>
@@ -13,6 +13,7 @@
 
 #include "absl/time/clock.h"
 #include "tests/raw_client.h"
+#include "tests/test_certificates.h"
 
 namespace plumbline {
 namespace {
@@ -89,20 +90,30 @@ class TestHandler : public HttpHandler {
   std::atomic<int> flood_pieces = 0;
 };
 
-class HttpServerTest : public ::testing::Test {
+// Every test, plain and over TLS.
+class HttpServerTest : public ::testing::TestWithParam<bool> {
  protected:
-  void StartServer(const HttpServerOptions& options = {}) {
+  void StartServer(HttpServerOptions options = {}) {
+    if (GetParam()) {
+      const TestCertificates& certificates = TestCertificates::Get();
+      options.tls = certificates.Identity("server", "");
+      tls_ = std::make_unique<ClientTls>(certificates.Path("ca.pem"), "", "");
+    }
     auto server = HttpServer::Start(options, &handler_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
-  RawClient Connect() { return RawClient(server_->port()); }
+  RawClient Connect() { return RawClient(server_->port(), tls_.get()); }
 
   TestHandler handler_;
   std::unique_ptr<HttpServer> server_;
+  std::unique_ptr<ClientTls> tls_;
 };
 
-TEST_F(HttpServerTest, AnswersSeveralRequestsOnOneConnection) {
+INSTANTIATE_TEST_SUITE_P(, HttpServerTest, ::testing::Bool(),
+                         [](const auto& test) { return test.param ? "Tls" : "Plain"; });
+
+TEST_P(HttpServerTest, AnswersSeveralRequestsOnOneConnection) {
   StartServer();
   RawClient client = Connect();
   for (const std::string body : {"alpha", "beta", ""}) {
@@ -118,7 +129,7 @@ TEST_F(HttpServerTest, AnswersSeveralRequestsOnOneConnection) {
   }
 }
 
-TEST_F(HttpServerTest, AnswersRequestsSentAhead) {
+TEST_P(HttpServerTest, AnswersRequestsSentAhead) {
   StartServer();
   RawClient client = Connect();
   client.Send(
@@ -130,7 +141,7 @@ TEST_F(HttpServerTest, AnswersRequestsSentAhead) {
   EXPECT_THAT(all, HasSubstr("Connection: close"));
 }
 
-TEST_F(HttpServerTest, TakesChunkedBodiesAndExpectContinue) {
+TEST_P(HttpServerTest, TakesChunkedBodiesAndExpectContinue) {
   StartServer();
   RawClient client = Connect();
   client.Send(
@@ -142,7 +153,7 @@ TEST_F(HttpServerTest, TakesChunkedBodiesAndExpectContinue) {
   EXPECT_THAT(client.ReadUntil("late"), StartsWith("HTTP/1.1 200 OK"));
 }
 
-TEST_F(HttpServerTest, StreamsInChunks) {
+TEST_P(HttpServerTest, StreamsInChunks) {
   StartServer();
   RawClient client = Connect();
   client.Send("GET /stream HTTP/1.1\r\n\r\n");
@@ -152,7 +163,7 @@ TEST_F(HttpServerTest, StreamsInChunks) {
   EXPECT_THAT(client.ReadUntil("GET"), StartsWith("HTTP/1.1 200 OK"));
 }
 
-TEST_F(HttpServerTest, EndsStreamsToOldClientsWithTheConnection) {
+TEST_P(HttpServerTest, EndsStreamsToOldClientsWithTheConnection) {
   StartServer();
   RawClient client = Connect();
   client.Send("GET /stream HTTP/1.0\r\n\r\n");
@@ -161,7 +172,7 @@ TEST_F(HttpServerTest, EndsStreamsToOldClientsWithTheConnection) {
   EXPECT_THAT(all, HasSubstr("\r\n\r\nonetwothree"));
 }
 
-TEST_F(HttpServerTest, AnswersHeadWithoutABody) {
+TEST_P(HttpServerTest, AnswersHeadWithoutABody) {
   StartServer();
   RawClient client = Connect();
   client.Send("HEAD /describe HTTP/1.1\r\nConnection: close\r\n\r\n");
@@ -170,7 +181,7 @@ TEST_F(HttpServerTest, AnswersHeadWithoutABody) {
   EXPECT_TRUE(all.ends_with("\r\n\r\n")) << all;
 }
 
-TEST_F(HttpServerTest, RefusesWhatIsTooLargeOrMalformed) {
+TEST_P(HttpServerTest, RefusesWhatIsTooLargeOrMalformed) {
   StartServer({.max_header_bytes = 1000, .max_body_bytes = 1000});
   const auto answer = [this](const std::string& bytes) {
     RawClient client = Connect();
@@ -191,7 +202,32 @@ TEST_F(HttpServerTest, RefusesWhatIsTooLargeOrMalformed) {
               StartsWith("HTTP/1.1 400 "));
 }
 
-TEST_F(HttpServerTest, TimesOutSlowRequestsAndIdleConnections) {
+// Whatever a client announces or sends, no more than the limit is read into memory.
+TEST_P(HttpServerTest, RefusesAGigabyteWithoutTakingIt) {
+  StartServer({.max_body_bytes = 1 << 20});
+  RawClient announced = Connect();
+  announced.Send("POST /echo HTTP/1.1\r\nContent-Length: 1073741824\r\n\r\n");
+  EXPECT_THAT(announced.ReadAll(), StartsWith("HTTP/1.1 413 "));
+  RawClient one_chunk = Connect();
+  one_chunk.Send("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n40000000\r\nxxxx");
+  EXPECT_THAT(one_chunk.ReadUntil("\r\n"), StartsWith("HTTP/1.1 413 "));
+  // In small chunks there is no total: the answer comes behind the limit, while the client is still
+  // sending.
+  RawClient chunked = Connect();
+  chunked.Send("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+  const std::string chunk = "10000\r\n" + std::string(64 << 10, 'x') + "\r\n";
+  for (int i = 0; i < 32; ++i) chunked.Send(chunk);  // 2 MiB
+  EXPECT_THAT(chunked.ReadUntil("\r\n"), StartsWith("HTTP/1.1 413 "));
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  while (absl::Now() < deadline && chunked.Send(chunk)) {
+  }
+  EXPECT_LT(absl::Now(), deadline) << "the server hangs on to a client that goes on sending";
+  RawClient next = Connect();
+  next.Send("GET /describe HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(next.ReadUntil("GET"), StartsWith("HTTP/1.1 200"));
+}
+
+TEST_P(HttpServerTest, TimesOutSlowRequestsAndIdleConnections) {
   StartServer({.idle_timeout = absl::Milliseconds(300), .read_timeout = absl::Milliseconds(100)});
   RawClient slow = Connect();
   slow.Send("POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc");
@@ -203,7 +239,7 @@ TEST_F(HttpServerTest, TimesOutSlowRequestsAndIdleConnections) {
   EXPECT_EQ(idle.ReadAll(), "");
 }
 
-TEST_F(HttpServerTest, RefusesMoreConnectionsThanAllowed) {
+TEST_P(HttpServerTest, RefusesMoreConnectionsThanAllowed) {
   StartServer({.max_connections = 2});
   RawClient first = Connect();
   RawClient second = Connect();
@@ -212,7 +248,11 @@ TEST_F(HttpServerTest, RefusesMoreConnectionsThanAllowed) {
   second.Send("GET /describe HTTP/1.1\r\n\r\n");
   EXPECT_THAT(second.ReadUntil("GET"), StartsWith("HTTP/1.1 200"));
   RawClient third = Connect();
-  EXPECT_THAT(third.ReadAll(), StartsWith("HTTP/1.1 503 "));
+  if (GetParam()) {
+    EXPECT_FALSE(third.connected());  // nothing can be said before a handshake
+  } else {
+    EXPECT_THAT(third.ReadAll(), StartsWith("HTTP/1.1 503 "));
+  }
   first.Close();
   bool is_accepted = false;
   for (int i = 0; i < 100 && !is_accepted; ++i) {
@@ -223,7 +263,7 @@ TEST_F(HttpServerTest, RefusesMoreConnectionsThanAllowed) {
   EXPECT_TRUE(is_accepted);
 }
 
-TEST_F(HttpServerTest, NoticesAClientThatLeavesWhileItWaits) {
+TEST_P(HttpServerTest, NoticesAClientThatLeavesWhileItWaits) {
   StartServer();
   RawClient client = Connect();
   client.Send("GET /wait HTTP/1.1\r\n\r\n");
@@ -234,7 +274,7 @@ TEST_F(HttpServerTest, NoticesAClientThatLeavesWhileItWaits) {
   handler_.kept->Respond({});  // too late, and harmless
 }
 
-TEST_F(HttpServerTest, NoticesAClientThatLeavesAStream) {
+TEST_P(HttpServerTest, NoticesAClientThatLeavesAStream) {
   StartServer();
   RawClient client = Connect();
   client.Send("GET /wait-stream HTTP/1.1\r\n\r\n");
@@ -247,7 +287,7 @@ TEST_F(HttpServerTest, NoticesAClientThatLeavesAStream) {
   EXPECT_FALSE(handler_.kept->Write("third"));
 }
 
-TEST_F(HttpServerTest, DropsAReaderThatDoesNotRead) {
+TEST_P(HttpServerTest, DropsAReaderThatDoesNotRead) {
   StartServer({.max_buffered_bytes = 64 << 10});
   RawClient client = Connect();
   client.Send("GET /flood HTTP/1.1\r\n\r\n");
@@ -255,7 +295,7 @@ TEST_F(HttpServerTest, DropsAReaderThatDoesNotRead) {
   EXPECT_TRUE(handler_.cancelled.WaitFor(kLong));
 }
 
-TEST_F(HttpServerTest, DropsAClientThatTakesNothingForTooLong) {
+TEST_P(HttpServerTest, DropsAClientThatTakesNothingForTooLong) {
   StartServer({.max_body_bytes = 64 << 20, .write_timeout = absl::Milliseconds(300)});
   RawClient client = Connect();
   const std::string body(48 << 20, 'x');  // more than the sockets hold
@@ -265,7 +305,7 @@ TEST_F(HttpServerTest, DropsAClientThatTakesNothingForTooLong) {
   EXPECT_LT(client.ReadAll().size(), body.size());
 }
 
-TEST_F(HttpServerTest, NeitherHangsNorLiesWhenAHandlerForgets) {
+TEST_P(HttpServerTest, NeitherHangsNorLiesWhenAHandlerForgets) {
   StartServer();
   RawClient client = Connect();
   client.Send("GET /forget HTTP/1.1\r\n\r\n");
@@ -275,7 +315,7 @@ TEST_F(HttpServerTest, NeitherHangsNorLiesWhenAHandlerForgets) {
   EXPECT_THAT(cut.ReadAll(), Not(HasSubstr("0\r\n\r\n")));  // no end mark: not a whole answer
 }
 
-TEST_F(HttpServerTest, FinishesResponsesBeforeItStops) {
+TEST_P(HttpServerTest, FinishesResponsesBeforeItStops) {
   StartServer();
   RawClient idle = Connect();
   RawClient client = Connect();
@@ -290,7 +330,7 @@ TEST_F(HttpServerTest, FinishesResponsesBeforeItStops) {
   EXPECT_FALSE(handler_.cancelled.IsSet());
 }
 
-TEST_F(HttpServerTest, StopsAtTheDeadlineAndResponderOutlivesIt) {
+TEST_P(HttpServerTest, StopsAtTheDeadlineAndResponderOutlivesIt) {
   StartServer();
   RawClient client = Connect();
   client.Send("GET /wait HTTP/1.1\r\n\r\n");
@@ -302,7 +342,7 @@ TEST_F(HttpServerTest, StopsAtTheDeadlineAndResponderOutlivesIt) {
   handler_.kept->Post([] { ADD_FAILURE() << "ran after the server had stopped"; });
 }
 
-TEST_F(HttpServerTest, NamesAnAddressThatIsTaken) {
+TEST_P(HttpServerTest, NamesAnAddressThatIsTaken) {
   StartServer();
   HttpServerOptions options;
   options.port = server_->port();

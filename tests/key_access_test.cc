@@ -1,4 +1,4 @@
-// API keys and their quotas over HTTP: who is let in, what is refused and how, and that no key is ever logged.
+// API keys and their quotas over HTTP, plain and over TLS: who is let in, what is refused and how, and that no key is ever logged.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <spdlog/spdlog.h>
@@ -19,6 +19,7 @@
 #include "coordinator/text/model_text.h"
 #include "tests/fake_engine.h"
 #include "tests/raw_client.h"
+#include "tests/test_certificates.h"
 
 namespace plumbline {
 namespace {
@@ -38,7 +39,8 @@ std::string TextOf(std::FILE* file) {
   return text;
 }
 
-class KeyAccessTest : public ::testing::Test {
+// Every test, plain and over TLS.
+class KeyAccessTest : public ::testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     text_.tokenizer = *Tokenizer::Load(std::string(PLUMBLINE_SOURCE_DIR) + "/deploy/demo_model/model/tokenizer.json");
@@ -56,7 +58,9 @@ class KeyAccessTest : public ::testing::Test {
         }});
     api_ = std::make_unique<OpenAiApi>(
         OpenAiApiOptions{.engine = engine_.get(), .model = &model_, .requests = &requests_, .access = access_.get()});
-    server_ = *HttpServer::Start({}, api_.get());
+    const TestCertificates& certificates = TestCertificates::Get();
+    if (GetParam()) tls_ = std::make_unique<ClientTls>(certificates.Path("ca.pem"), "", "");
+    server_ = *HttpServer::Start({.tls = certificates.Identity(GetParam() ? "server" : "", "")}, api_.get());
   }
   void TearDown() override {
     server_.reset();
@@ -72,10 +76,14 @@ class KeyAccessTest : public ::testing::Test {
     return Json{{"prompt", std::vector<int32_t>(num_prompt, 5)}, {"max_tokens", max_tokens}, {"ignore_eos", true}}
         .dump();
   }
-  HttpReply Post(const std::string& key, const std::string& body) {
-    return Fetch(server_->port(), "POST", kRoute, body, "Authorization: Bearer " + key + "\r\n");
+  HttpReply Call(const std::string& method, const std::string& path, const std::string& body = "",
+                 const std::string& headers = "") {
+    return Fetch(server_->port(), method, path, body, headers, tls_.get());
   }
-  std::string Metrics() { return Fetch(server_->port(), "GET", "/metrics").body; }
+  HttpReply Post(const std::string& key, const std::string& body) {
+    return Call("POST", kRoute, body, "Authorization: Bearer " + key + "\r\n");
+  }
+  std::string Metrics() { return Call("GET", "/metrics").body; }
   void StartUnfinished(RawClient& client, const std::string& key, const std::string& body) {
     const int before = engine_->num_active();
     client.Send(absl::StrCat("POST ", kRoute, " HTTP/1.1\r\nAuthorization: Bearer ", key,
@@ -104,13 +112,16 @@ class KeyAccessTest : public ::testing::Test {
   std::unique_ptr<AccessControl> access_;
   std::unique_ptr<OpenAiApi> api_;
   std::unique_ptr<HttpServer> server_;
+  std::unique_ptr<ClientTls> tls_;
 };
 
-TEST_F(KeyAccessTest, NoKeyAndWrongKeysAre401) {
+INSTANTIATE_TEST_SUITE_P(, KeyAccessTest, ::testing::Bool(), [](const auto& test) { return test.param ? "Tls" : "Plain"; });
+
+TEST_P(KeyAccessTest, NoKeyAndWrongKeysAre401) {
   const std::string key = MakeKey({});
   EXPECT_EQ(Post(key, Body(3, 2)).status, 200);
   EXPECT_EQ(Post(kOperatorKey, Body(3, 2)).status, 200);
-  const HttpReply none = Fetch(server_->port(), "POST", kRoute, Body(3, 2));
+  const HttpReply none = Call("POST", kRoute, Body(3, 2));
   const HttpReply wrong = Post(MakeApiKey(), Body(3, 2));
   for (const HttpReply& reply : {none, wrong}) {
     EXPECT_EQ(reply.status, 401);
@@ -121,10 +132,10 @@ TEST_F(KeyAccessTest, NoKeyAndWrongKeysAre401) {
   }
   EXPECT_EQ(engine_->requests().size(), 2);
   for (const char* path : {"/v1/models", "/tokenizer_info", "/v1/files"}) {
-    EXPECT_EQ(Fetch(server_->port(), "GET", path).status, 401) << path;
+    EXPECT_EQ(Call("GET", path).status, 401) << path;
   }
   for (const char* path : {"/health", "/ready", "/metrics"}) {
-    EXPECT_EQ(Fetch(server_->port(), "GET", path).status, 200) << path;
+    EXPECT_EQ(Call("GET", path).status, 200) << path;
   }
   ASSERT_TRUE(keys_->Revoke(1, absl::Now()).ok());  // while the server runs
   EXPECT_EQ(Post(key, Body(3, 2)).status, 401);
@@ -132,7 +143,7 @@ TEST_F(KeyAccessTest, NoKeyAndWrongKeysAre401) {
   EXPECT_THAT(Metrics(), HasSubstr("plumbline_access_refused_total{reason=\"wrong_key\"} 2\n"));
 }
 
-TEST_F(KeyAccessTest, OverTheTokensPerMinuteIs429UntilTheTimeItNames) {
+TEST_P(KeyAccessTest, OverTheTokensPerMinuteIs429UntilTheTimeItNames) {
   const std::string key = MakeKey({.tokens_per_minute = 60});
   EXPECT_EQ(Post(key, Body(30, 20)).status, 200);  // 10 are left
   const HttpReply refused = Post(key, Body(15, 1));
@@ -149,13 +160,13 @@ TEST_F(KeyAccessTest, OverTheTokensPerMinuteIs429UntilTheTimeItNames) {
   EXPECT_EQ(Post(key, Body(15, 1)).status, 200);
   EXPECT_EQ(Post(MakeKey({.tokens_per_minute = 60}), Body(15, 1)).status, 200);
   EXPECT_EQ(Post(kOperatorKey, Body(190, 5)).status, 200);
-  EXPECT_EQ(Fetch(server_->port(), "GET", "/v1/models", "", "Authorization: Bearer " + key + "\r\n").status, 200);
+  EXPECT_EQ(Call("GET", "/v1/models", "", "Authorization: Bearer " + key + "\r\n").status, 200);
   EXPECT_THAT(Metrics(), HasSubstr("plumbline_access_refused_total{reason=\"tokens_per_minute\"} 2\n"));
   ASSERT_TRUE(keys_->Change(1, {.tokens_per_minute = 0}).ok());  // while the server runs
   EXPECT_EQ(Post(key, Body(150, 1)).status, 200);
 }
 
-TEST_F(KeyAccessTest, RefusedRequestsCostNothing) {
+TEST_P(KeyAccessTest, RefusedRequestsCostNothing) {
   const std::string key = MakeKey({.tokens_per_minute = 60, .max_concurrent = 1});
   for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(Post(key, Body(50, 1000)).status, 400);
@@ -168,10 +179,10 @@ TEST_F(KeyAccessTest, RefusedRequestsCostNothing) {
   EXPECT_EQ(Post(key, Body(50, 5)).status, 200);
 }
 
-TEST_F(KeyAccessTest, AConcurrentRequestsPlaceIsFreeWhenItsClientLeaves) {
+TEST_P(KeyAccessTest, AConcurrentRequestsPlaceIsFreeWhenItsClientLeaves) {
   const std::string key = MakeKey({.max_concurrent = 1});
   engine_->StallAfter(2);
-  RawClient client(server_->port());
+  RawClient client(server_->port(), tls_.get());
   StartUnfinished(client, key, Body(3, 50));
   const HttpReply refused = Post(key, Body(3, 1));
   EXPECT_EQ(refused.status, 429);
@@ -184,7 +195,7 @@ TEST_F(KeyAccessTest, AConcurrentRequestsPlaceIsFreeWhenItsClientLeaves) {
   EXPECT_THAT(Metrics(), HasSubstr("{reason=\"concurrent_requests\"}"));
 }
 
-TEST_F(KeyAccessTest, APlaceIsFreeAfterAnErrorAndAsSoonAsAnAnswerIsRead) {
+TEST_P(KeyAccessTest, APlaceIsFreeAfterAnErrorAndAsSoonAsAnAnswerIsRead) {
   const std::string key = MakeKey({.max_concurrent = 1});
   for (int i = 0; i < 50; ++i) EXPECT_EQ(Post(key, Body(3, 2)).status, 200);
   const std::string stream = R"({"prompt": "a", "max_tokens": 3, "stream": true})";
@@ -194,10 +205,10 @@ TEST_F(KeyAccessTest, APlaceIsFreeAfterAnErrorAndAsSoonAsAnAnswerIsRead) {
   EXPECT_EQ(Post(key, Body(3, 5)).status, 500);
 }
 
-TEST_F(KeyAccessTest, TokensOfAnAbandonedRequestAreCharged) {
+TEST_P(KeyAccessTest, TokensOfAnAbandonedRequestAreCharged) {
   const std::string key = MakeKey({.tokens_per_minute = 60});
   engine_->StallAfter(20);
-  RawClient client(server_->port());
+  RawClient client(server_->port(), tls_.get());
   const std::string body = R"({"prompt": [5, 5, 5], "max_tokens": 100, "ignore_eos": true, "stream": true,
                                "logprobs": 0})";  // so that every token is an event
   StartUnfinished(client, key, body);
@@ -207,7 +218,7 @@ TEST_F(KeyAccessTest, TokensOfAnAbandonedRequestAreCharged) {
   EXPECT_EQ(Post(key, Body(37, 1)).status, 200);
 }
 
-TEST_F(KeyAccessTest, KeysAreNeverLogged) {
+TEST_P(KeyAccessTest, KeysAreNeverLogged) {
   const std::string key = MakeKey({.tokens_per_minute = 5});
   const std::string wrong = MakeApiKey();
   EXPECT_EQ(Post(key, Body(5, 5)).status, 200);

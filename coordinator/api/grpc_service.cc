@@ -17,6 +17,7 @@
 #include "coordinator/api/grpc_trace.h"
 #include "coordinator/api/readiness.h"
 #include "proto/cluster.grpc.pb.h"
+#include "proto/grpc_credentials.h"
 #include "proto/inference.grpc.pb.h"
 #include "proto/status.h"
 #include "proto/training.grpc.pb.h"
@@ -151,7 +152,7 @@ class PublicServer final : public GrpcServer {
     grpc::ServerBuilder builder;
     // Without this a second server on a taken port would start, and get half of the connections.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.AddListeningPort(options_.address, grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(options_.address, ServerCredentialsOf(options_.tls), &port_);
     builder.SetMaxReceiveMessageSize(options_.max_message_bytes);
     builder.SetResourceQuota(grpc::ResourceQuota("public").SetMaxThreads(kMaxThreads));
     builder.RegisterService(inference_.get());

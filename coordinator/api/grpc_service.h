@@ -15,6 +15,7 @@
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/security/access_control.h"
+#include "proto/tls_identity.h"
 
 namespace grpc {
 class Service;
@@ -24,6 +25,7 @@ namespace plumbline {
 
 struct GrpcServerOptions {
   std::string address = "127.0.0.1:0";  // port 0: any free one
+  TlsIdentity tls;                      // not set: plain; with an authority: clients need its certificates
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;  // may be null

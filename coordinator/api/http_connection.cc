@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "coordinator/api/http_framing.h"
+#include "coordinator/api/http_stream.h"
 
 namespace plumbline {
 namespace asio = boost::asio;
@@ -30,28 +31,33 @@ class HttpConnection final : public HttpClient,
  public:
   HttpConnection(std::shared_ptr<HttpCore> core, tcp::socket socket)
       : core_(std::move(core)),
-        socket_(std::move(socket)),
-        read_timer_(socket_.get_executor()),
-        write_timer_(socket_.get_executor()) {}
+        stream_(std::move(socket), core_->tls.get()),
+        read_timer_(stream_.get_executor()),
+        write_timer_(stream_.get_executor()) {}
 
   HttpCore& core() { return *core_; }
 
   void Begin() {
-    asio::post(socket_.get_executor(), [self = shared_from_this()] { self->WaitForRequest(); });
+    asio::post(stream_.get_executor(), [self = shared_from_this()] {
+      if (self->stream_.is_encrypted()) return self->Handshake();
+      self->WaitForRequest();
+    });
   }
 
-  // One attempt to say why; the connection was not added to the core.
+  // One attempt to say why; the connection was not added to the core. Over TLS there is no word
+  // before a handshake.
   void TurnAway() {
+    if (stream_.is_encrypted()) return;
     HttpResponse response = core_->handler->ErrorResponse(503, "too many connections");
     response.headers.push_back({"Retry-After", "1"});
     const std::string bytes = framing_.WholeHead(response) + response.body;
     error_code ignored;
-    socket_.non_blocking(true, ignored);
-    socket_.write_some(asio::buffer(bytes), ignored);
+    stream_.socket().non_blocking(true, ignored);
+    stream_.socket().write_some(asio::buffer(bytes), ignored);
   }
 
   void CloseIfIdle() override {
-    asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    asio::post(stream_.get_executor(), [self = shared_from_this()] {
       if (self->state_ == State::kIdle) self->Close();
     });
   }
@@ -78,7 +84,7 @@ class HttpConnection final : public HttpClient,
     response_complete_ |= is_last;
     if (!write_posted_) {
       write_posted_ = true;
-      asio::post(socket_.get_executor(), [self = shared_from_this()] { self->WriteWaiting(); });
+      asio::post(stream_.get_executor(), [self = shared_from_this()] { self->WriteWaiting(); });
     }
     return true;
   }
@@ -113,6 +119,16 @@ class HttpConnection final : public HttpClient,
  private:
   enum class State { kIdle, kReading, kBusy, kLingering, kClosed };
 
+  // Whoever does not speak TLS fails here.
+  void Handshake() {
+    if (core_->stopping()) return Close();
+    Arm(core_->options.read_timeout);
+    stream_.async_handshake([self = shared_from_this()](error_code error) {
+      if (error) return self->Close();
+      self->WaitForRequest();
+    });
+  }
+
   void WaitForRequest() {
     if (core_->stopping()) return Close();
     state_ = State::kIdle;
@@ -123,7 +139,7 @@ class HttpConnection final : public HttpClient,
 
   void DropLocked() {
     if (closed_) return;
-    asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Close(); });
+    asio::post(stream_.get_executor(), [self = shared_from_this()] { self->Close(); });
   }
 
   // One timer for the reading side: idle, slow request, linger.
@@ -139,7 +155,7 @@ class HttpConnection final : public HttpClient,
     if (state_ == State::kReading) {
       timed_out_ = true;
       error_code ignored;
-      socket_.cancel(ignored);  // the pending read ends and answers 408
+      stream_.socket().cancel(ignored);  // the pending read ends and answers 408
     } else if (state_ == State::kIdle || state_ == State::kLingering) {
       Close();
     }
@@ -150,17 +166,25 @@ class HttpConnection final : public HttpClient,
   void ReadSome() {
     if (read_pending_) return;
     read_pending_ = true;
-    socket_.async_read_some(buffer_.prepare(kReadBytes),
-                            [self = shared_from_this()](error_code error, size_t size) {
-                              self->read_pending_ = false;
-                              if (error) return self->Close();
-                              self->buffer_.commit(size);
-                              if (self->state_ == State::kIdle) return self->ReadHeader();
-                              if (self->state_ == State::kLingering) {
-                                self->buffer_.consume(self->buffer_.size());
-                                self->ReadSome();
-                              }
-                            });
+    stream_.async_read_some(
+        buffer_.prepare(kReadBytes),
+        [self = shared_from_this(), begun_in = state_](error_code error, size_t size) {
+          self->read_pending_ = false;
+          if (error) return self->OnReadError(begun_in);
+          self->buffer_.commit(size);
+          if (self->state_ == State::kIdle) return self->ReadHeader();
+          if (self->state_ == State::kLingering) {
+            self->buffer_.consume(self->buffer_.size());
+            self->ReadSome();
+          }
+        });
+  }
+
+  void OnReadError(State begun_in) {
+    const bool has_ended_since = state_ == State::kLingering && begun_in != State::kLingering;
+    if (has_ended_since && stream_.is_encrypted())
+      return;  // TLS has ended; EndSending takes what still comes
+    Close();
   }
 
   void ReadHeader() {
@@ -170,7 +194,7 @@ class HttpConnection final : public HttpClient,
     parser_.emplace();
     parser_->header_limit(static_cast<uint32_t>(core_->options.max_header_bytes));
     parser_->body_limit(static_cast<uint64_t>(core_->options.max_body_bytes));
-    http::async_read_header(socket_, buffer_, *parser_,
+    http::async_read_header(stream_, buffer_, *parser_,
                             [self = shared_from_this()](error_code error, size_t) {
                               if (error) return self->Refuse(error);
                               self->ReadBody();
@@ -183,7 +207,7 @@ class HttpConnection final : public HttpClient,
     if (absl::EqualsIgnoreCase(expect, "100-continue")) {
       Send("HTTP/1.1 100 Continue\r\n\r\n", false, false);
     }
-    http::async_read(socket_, buffer_, *parser_,
+    http::async_read(stream_, buffer_, *parser_,
                      [self = shared_from_this()](error_code error, size_t) {
                        if (error) return self->Refuse(error);
                        self->Dispatch();
@@ -247,7 +271,7 @@ class HttpConnection final : public HttpClient,
         self->Close();
       }
     });
-    socket_.async_write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_),
+    stream_.async_write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_),
                              [self = shared_from_this()](error_code error, size_t size) {
                                self->write_timer_.cancel();
                                if (error) return self->Close();
@@ -286,13 +310,19 @@ class HttpConnection final : public HttpClient,
   // could destroy our answer on its way (a 413, say).
   void Linger() {
     state_ = State::kLingering;
-    error_code ignored;
-    socket_.shutdown(tcp::socket::shutdown_send, ignored);
     read_timer_.expires_after(kLingerTime);
     read_timer_.async_wait([self = shared_from_this()](error_code cancelled) {
       if (!cancelled) self->Close();
     });
     buffer_.consume(buffer_.size());
+    if (!stream_.is_encrypted()) return EndSending();
+    stream_.async_end([self = shared_from_this()](error_code) { self->EndSending(); });
+  }
+
+  void EndSending() {
+    if (state_ == State::kClosed) return;
+    error_code ignored;
+    stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
     ReadSome();
   }
 
@@ -307,7 +337,7 @@ class HttpConnection final : public HttpClient,
       on_cancel.swap(on_cancel_);
     }
     error_code ignored;
-    socket_.close(ignored);
+    stream_.socket().close(ignored);
     read_timer_.cancel();
     write_timer_.cancel();
     if (on_cancel) on_cancel();
@@ -315,7 +345,7 @@ class HttpConnection final : public HttpClient,
   }
 
   const std::shared_ptr<HttpCore> core_;  // first, so that it outlives the socket
-  tcp::socket socket_;
+  HttpStream stream_;
   asio::steady_timer read_timer_;
   asio::steady_timer write_timer_;
   boost::beast::flat_buffer buffer_;

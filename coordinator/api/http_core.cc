@@ -9,8 +9,12 @@
 namespace plumbline {
 namespace asio = boost::asio;
 
-HttpCore::HttpCore(const HttpServerOptions& options, HttpHandler* handler)
-    : options(options), handler(handler), handlers_(options.num_handler_threads) {}
+HttpCore::HttpCore(const HttpServerOptions& options, HttpHandler* handler,
+                   std::unique_ptr<asio::ssl::context> tls)
+    : options(options),
+      handler(handler),
+      tls(std::move(tls)),
+      handlers_(options.num_handler_threads) {}
 
 bool HttpCore::Add(HttpClient* client) {
   const std::lock_guard lock(mutex_);

@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <set>
 
@@ -26,7 +28,8 @@ class HttpClient {
 // the server.
 class HttpCore {
  public:
-  HttpCore(const HttpServerOptions& options, HttpHandler* handler);
+  HttpCore(const HttpServerOptions& options, HttpHandler* handler,
+           std::unique_ptr<boost::asio::ssl::context> tls);
 
   // False when there are too many, or the server stops.
   bool Add(HttpClient* client);
@@ -41,6 +44,7 @@ class HttpCore {
 
   const HttpServerOptions options;
   HttpHandler* const handler;
+  const std::unique_ptr<boost::asio::ssl::context> tls;  // null: plain
   boost::asio::io_context io;
 
  private:

@@ -14,6 +14,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "coordinator/api/http_connection.h"
+#include "coordinator/api/http_tls.h"
+#include "proto/status.h"
 
 namespace plumbline {
 namespace asio = boost::asio;
@@ -31,8 +33,9 @@ namespace {
 
 class BeastServer final : public HttpServer {
  public:
-  BeastServer(const HttpServerOptions& options, HttpHandler* handler)
-      : core_(std::make_shared<HttpCore>(options, handler)),
+  BeastServer(const HttpServerOptions& options, HttpHandler* handler,
+              std::unique_ptr<asio::ssl::context> tls)
+      : core_(std::make_shared<HttpCore>(options, handler, std::move(tls))),
         acceptor_(asio::make_strand(core_->io)),
         retry_timer_(acceptor_.get_executor()),
         work_(asio::make_work_guard(core_->io)) {}
@@ -113,7 +116,8 @@ class BeastServer final : public HttpServer {
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOptions& options,
                                                               HttpHandler* handler) {
-  auto server = std::make_unique<BeastServer>(options, handler);
+  PL_ASSIGN_OR_RETURN(auto tls, MakeTlsContext(options.tls));
+  auto server = std::make_unique<BeastServer>(options, handler, std::move(tls));
   if (absl::Status status = server->Listen(); !status.ok()) return status;
   return server;
 }

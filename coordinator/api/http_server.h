@@ -1,8 +1,8 @@
-// HttpServer: HTTP/1.1 with keep-alive, whole and streamed (chunked) responses. Everything is
-// bounded: connections, header, body, output waiting for a slow reader, and the time a request may
-// take to arrive. A client that goes away, also while its response is being computed, is noticed at
-// once and the response's cancel callback is run. A client that closes its sending side counts as
-// gone.
+// HttpServer: HTTP/1.1, plain or over TLS, with keep-alive, whole and streamed (chunked) responses.
+// Everything is bounded: connections, header, body, output waiting for a slow reader, and the time
+// a request may take to arrive. A client that goes away, also while its response is being computed,
+// is noticed at once and the response's cancel callback is run. A client that closes its sending
+// side counts as gone.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/tls_identity.h"
 
 namespace plumbline {
 
@@ -71,6 +72,7 @@ class HttpHandler {
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
   uint16_t port = 0;  // 0: any free one
+  TlsIdentity tls;    // not set: plain; with an authority: clients need its certificates
   int num_io_threads = 2;
   int num_handler_threads = 4;
   int64_t max_connections = 1024;  // more get 503
@@ -78,14 +80,16 @@ struct HttpServerOptions {
   int64_t max_body_bytes = 32 << 20;
   int64_t max_buffered_bytes = 4 << 20;             // of one streamed response
   absl::Duration idle_timeout = absl::Seconds(75);  // between requests
-  absl::Duration read_timeout = absl::Seconds(60);  // from a request's first byte to its last
+  absl::Duration read_timeout =
+      absl::Seconds(60);  // of a TLS handshake; from a request's first byte to its last
   absl::Duration write_timeout =
       absl::Seconds(60);  // in which a waiting client must take something
 };
 
 class HttpServer {
  public:
-  // Listens when this returns. The error names the address. `handler` outlives the server.
+  // Listens when this returns. The error names the address, or what is wrong with `tls`. `handler`
+  // outlives the server.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpServerOptions& options,
                                                            HttpHandler* handler);
   virtual ~HttpServer() = default;  // stops at once
