@@ -14,6 +14,7 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   ClusterOptions cluster;
   cluster.worker_listen = options.worker_listen;
   cluster.join_token = token;
+  cluster.tls = options.tls;
   cluster.build = BuildId();
   cluster.mesh = flags.mesh;
   cluster.model_dir = model.dir;
@@ -32,7 +33,7 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   PL_ASSIGN_OR_RETURN(fleet->cluster_, Cluster::Create(std::move(cluster)));
   if (!options.launch) return fleet;
   LauncherOptions launcher;
-  launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()));
+  launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()), options.worker_tls);
   launcher.join_token = token;
   for (int rank = 0; rank < flags.mesh.size(); ++rank) launcher.ranks.push_back(rank);
   launcher.on_line = options.on_worker_line;

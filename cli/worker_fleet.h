@@ -15,6 +15,8 @@ namespace plumbline {
 struct FleetOptions {
   std::string worker_listen = "127.0.0.1:0";
   std::string join_token;  // empty: a new one
+  TlsIdentity tls;         // of the coordinator among its workers; not set: plain
+  TlsFiles worker_tls;     // where the workers that are started read theirs
   bool launch = true;      // start every rank on this host
   std::string transport = "auto";  // between ranks: auto, shm or gloo
   // Both from any thread; may be empty.

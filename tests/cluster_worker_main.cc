@@ -59,8 +59,12 @@ int main(int argc, char** argv) {
   plumbline::RankWorkerOptions options;
   options.build = "test";
   std::string token_file, coordinator_of;
+  plumbline::TlsFiles tls;
   app.add_option("--coordinator", options.coordinator);
   app.add_option("--join-token-file", token_file);
+  app.add_option("--cluster-cert", tls.certificate);
+  app.add_option("--cluster-key", tls.key);
+  app.add_option("--cluster-ca", tls.ca);
   app.add_option("--rank", options.wanted_rank);
   app.add_option("--threads", options.num_threads);
   app.add_option("--build", options.build);
@@ -70,6 +74,10 @@ int main(int argc, char** argv) {
   const absl::StatusOr<std::string> token = plumbline::ReadJoinToken(token_file);
   if (!token.ok()) return 2;
   if (!coordinator_of.empty()) return plumbline::RunCoordinator(coordinator_of, *token);
+  // Not LoadMemberIdentity: what the coordinator refuses must get as far as that.
+  const absl::StatusOr<plumbline::TlsIdentity> identity = plumbline::LoadTlsIdentity(tls);
+  if (!identity.ok()) return 2;
   options.join_token = *token;
+  options.tls = *identity;
   return plumbline::RunWorker(std::move(options));
 }

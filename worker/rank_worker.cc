@@ -81,6 +81,7 @@ class RankWorker {
     auto link = WorkerLink::Dial(
         {.coordinator = options_.coordinator,
          .join_token = options_.join_token,
+         .tls = options_.tls,
          .connect_timeout = options_.connect_timeout},
         hello,
         {.on_message = [this](const v1::CoordinatorMessage& message) { Handle(message); },

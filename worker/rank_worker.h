@@ -7,12 +7,14 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "proto/tls_identity.h"
 
 namespace plumbline {
 
 struct RankWorkerOptions {
   std::string coordinator;  // HOST:PORT of its worker link
   std::string join_token;
+  TlsIdentity tls;           // of this worker in its cluster (LoadMemberIdentity); not set: plain
   std::string build;         // compared with the coordinator's; BuildId()
   int wanted_rank = -1;      // -1: any
   int num_threads = 0;       // 0: as the coordinator says

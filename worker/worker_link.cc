@@ -5,13 +5,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "proto/cluster.grpc.pb.h"
+#include "proto/grpc_credentials.h"
 #include "proto/status.h"
 
 namespace plumbline {
@@ -19,6 +23,8 @@ namespace {
 
 constexpr int kMaxMessageBytes = 1 << 30;  // logits of a whole step, when somebody audits them
 constexpr int kStoreCallMs = 10'000;       // of a call that does not wait
+constexpr absl::Duration kConnectAttempt = absl::Milliseconds(300);
+constexpr int kMaxClosed = 5;  // attempts in a row
 
 grpc::ChannelArguments Arguments() {
   grpc::ChannelArguments arguments;
@@ -203,18 +209,53 @@ class GrpcWorkerLink final : public WorkerLink {
   Stream stream_;
 };
 
+// What keeps the channel from a connection, in gRPC's words: a call that does not wait is told.
+std::string Obstacle(v1::WorkerLink::Stub& stub) {
+  grpc::ClientContext context;
+  context.set_deadline(After(absl::Seconds(1)));
+  v1::StoreGetResponse response;
+  return stub.StoreGet(&context, {}, &response).error_message();
+}
+
+// A coordinator that is not there yet is waited for; one that does not want this worker's
+// certificate is not.
+absl::Status WaitForCoordinator(const std::shared_ptr<grpc::Channel>& channel,
+                                const WorkerLink::Options& options) {
+  const auto stub = v1::WorkerLink::NewStub(channel);
+  const absl::Time deadline = absl::Now() + options.connect_timeout;
+  int num_closed = 0;
+  while (!channel->WaitForConnected(After(std::min(kConnectAttempt, deadline - absl::Now())))) {
+    const std::string obstacle = Obstacle(*stub);
+    if (absl::StrContains(obstacle, "handshake failed") ||
+        absl::StrContains(obstacle, "peer certificate")) {
+      return absl::PermissionDeniedError(
+          absl::StrCat("no TLS with the coordinator at ", options.coordinator, ": ", obstacle));
+    }
+    num_closed = absl::StrContains(obstacle, "Socket closed") ? num_closed + 1 : 0;
+    if (num_closed == kMaxClosed) {
+      return absl::PermissionDeniedError(absl::StrCat(
+          "the coordinator at ", options.coordinator, " ends the connection at once: ",
+          options.tls.is_set()
+              ? "it refuses this worker's certificate"
+              : "does it want a certificate (--cluster-cert, --cluster-key, --cluster-ca)?"));
+    }
+    if (absl::Now() >= deadline) {
+      return absl::UnavailableError(absl::StrCat("no coordinator answers at ", options.coordinator,
+                                                 " within ",
+                                                 absl::FormatDuration(options.connect_timeout)));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WorkerLink>> WorkerLink::Dial(Options options,
                                                              const v1::Hello& hello,
                                                              Handler handler) {
-  auto channel = grpc::CreateCustomChannel(options.coordinator, grpc::InsecureChannelCredentials(),
+  auto channel = grpc::CreateCustomChannel(options.coordinator, ChannelCredentialsOf(options.tls),
                                            Arguments());
-  if (!channel->WaitForConnected(After(options.connect_timeout))) {
-    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", options.coordinator,
-                                               " within ",
-                                               absl::FormatDuration(options.connect_timeout)));
-  }
+  PL_RETURN_IF_ERROR(WaitForCoordinator(channel, options));
   return std::make_unique<GrpcWorkerLink>(std::move(channel), std::move(options), hello,
                                           std::move(handler));
 }

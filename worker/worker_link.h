@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "parallel/communicator.h"
+#include "proto/tls_identity.h"
 
 namespace plumbline {
 namespace v1 {
@@ -24,6 +25,7 @@ class WorkerLink {
   struct Options {
     std::string coordinator;  // HOST:PORT
     std::string join_token;
+    TlsIdentity tls;  // not set: plain
     absl::Duration connect_timeout = absl::Seconds(60);
   };
   // Called from threads of the link, one call at a time; must not block.
@@ -34,7 +36,7 @@ class WorkerLink {
   };
 
   // Waits for the coordinator to listen, then attaches. UNAVAILABLE names the address when nobody
-  // is there in time.
+  // is there in time; PERMISSION_DENIED: the certificates of the two do not go together.
   static absl::StatusOr<std::unique_ptr<WorkerLink>> Dial(Options options, const v1::Hello& hello,
                                                           Handler handler);
   // Ends the stream; returns after the handler's last call.

@@ -109,7 +109,8 @@ class ClusterImpl final : public Cluster {
   absl::Status Listen() {
     PL_ASSIGN_OR_RETURN(
         server_, WorkerLinkServer::Listen(
-                     {.listen = options_.worker_listen, .join_token = options_.join_token}, &store_,
+                     {.listen = options_.worker_listen, .join_token = options_.join_token, .tls = options_.tls},
+                     &store_,
                      {.on_message =
                           [this](const Worker& worker, v1::WorkerMessage message) {
                             Handle(worker, std::move(message));

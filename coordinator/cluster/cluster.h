@@ -18,12 +18,14 @@
 #include "coordinator/engine/step_runner.h"
 #include "parallel/mesh.h"
 #include "parallel/planner.h"
+#include "proto/tls_identity.h"
 
 namespace plumbline {
 
 struct ClusterOptions {
   std::string worker_listen = "127.0.0.1:0";  // where workers dial in; port 0: any
   std::string join_token;
+  TlsIdentity tls;  // of the coordinator among its workers (LoadMemberIdentity); not set: plain
   std::string build;
 
   Mesh mesh;

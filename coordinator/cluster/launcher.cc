@@ -273,17 +273,23 @@ absl::StatusOr<std::unique_ptr<Launcher>> Launcher::Start(LauncherOptions option
   return launcher;
 }
 
-std::vector<std::string> WorkerCommand(const std::string& worker_address, int num_threads) {
+std::vector<std::string> WorkerCommand(const std::string& worker_address, int num_threads,
+                                       const TlsFiles& tls) {
   char program[4096];
   const ssize_t length = readlink("/proc/self/exe", program, sizeof(program));
-  return {length > 0 ? std::string(program, length) : "/proc/self/exe",
-          "worker",
-          "--coordinator",
-          worker_address,
-          "--join-token-file",
-          "-",
-          "--threads",
-          absl::StrCat(num_threads)};
+  std::vector<std::string> command = {length > 0 ? std::string(program, length) : "/proc/self/exe",
+                                      "worker",
+                                      "--coordinator",
+                                      worker_address,
+                                      "--join-token-file",
+                                      "-",
+                                      "--threads",
+                                      absl::StrCat(num_threads)};
+  if (tls.has_any()) {
+    command.insert(command.end(), {"--cluster-cert", tls.certificate, "--cluster-key", tls.key,
+                                   "--cluster-ca", tls.ca});
+  }
+  return command;
 }
 
 }  // namespace plumbline

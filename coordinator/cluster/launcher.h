@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/tls_identity.h"
 
 namespace plumbline {
 
@@ -47,7 +48,9 @@ class Launcher {
 };
 
 // The command that starts a worker for this coordinator: the running program itself, as
-// `plumbline worker --coordinator HOST:PORT --join-token-file - --threads N`.
-std::vector<std::string> WorkerCommand(const std::string& worker_address, int num_threads);
+// `plumbline worker --coordinator HOST:PORT --join-token-file - --threads N`, and the paths of
+// `tls` when there are any.
+std::vector<std::string> WorkerCommand(const std::string& worker_address, int num_threads,
+                                       const TlsFiles& tls);
 
 }  // namespace plumbline

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/cluster/join_token.h"
 #include "proto/cluster.grpc.pb.h"
+#include "proto/grpc_credentials.h"
 #include "proto/status.h"
 
 namespace plumbline {
@@ -190,7 +191,7 @@ class GrpcWorkerLinkServer final : public WorkerLinkServer, private ServiceBase 
   absl::Status Start() {
     grpc::ServerBuilder builder;
     int port = 0;
-    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(options_.listen, ServerCredentialsOf(options_.tls), &port);
     builder.RegisterService(static_cast<ServiceBase*>(this));
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     // A worker whose host vanished is noticed without a packet of its own.

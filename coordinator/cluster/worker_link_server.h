@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "coordinator/cluster/epoch_store.h"
+#include "proto/tls_identity.h"
 
 namespace plumbline {
 namespace v1 {
@@ -36,6 +37,8 @@ class WorkerLinkServer {
   struct Options {
     std::string listen;  // HOST:PORT; port 0: any
     std::string join_token;
+    TlsIdentity
+        tls;  // not set: plain; else workers need a certificate of its authority, beside the token
   };
   // Called from threads of the server, for one worker one call at a time; must not block.
   struct Handler {
