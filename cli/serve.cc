@@ -15,6 +15,7 @@
 #include "cli/model_flags.h"
 #include "cli/progress_bar.h"
 #include "cli/server_log.h"
+#include "cli/tls_flags.h"
 #include "cli/watched_runner.h"
 #include "cli/worker_fleet.h"
 #include "coordinator/api/grpc_service.h"
@@ -43,6 +44,8 @@ struct ServeFlags {
   std::string join_token_file;
   std::string api_key_file;
   std::string keys;
+  TlsFiles tls;          // towards clients
+  TlsFiles cluster_tls;  // towards workers
   int64_t max_context = 0;
   int64_t max_queue = 1024;
   int64_t drain_seconds = 30;
@@ -135,9 +138,10 @@ class Server {
     PL_RETURN_IF_ERROR(Start());
     PL_ASSIGN_OR_RETURN(const bool ready, WaitReady(signals));
     if (!ready) return absl::OkStatus();
-    std::printf("%s is ready\n  HTTP  http://%s:%u/v1\n  gRPC  %s:%u\n  page  http://%s:%u/\n", served_.name.c_str(),
+    const char* scheme = tls_.is_set() ? "https" : "http";
+    std::printf("%s is ready\n  HTTP  %s://%s:%u/v1\n  gRPC  %s:%u%s\n  page  %s://%s:%u/\n", served_.name.c_str(), scheme,
                 http_address_.host.c_str(), http_->port(), grpc_address_.host.c_str(), grpc_->port(),
-                http_address_.host.c_str(), http_->port());
+                tls_.is_set() ? " over TLS" : "", scheme, http_address_.host.c_str(), http_->port());
     std::fflush(stdout);
     while (!signals.WaitFor(absl::Milliseconds(100))) {
       if (const auto fatal = watched_->fatal()) return *fatal;
@@ -152,6 +156,8 @@ class Server {
 
  private:
   absl::Status Start() {
+    PL_ASSIGN_OR_RETURN(tls_, LoadTlsIdentity(flags_.tls));
+    PL_ASSIGN_OR_RETURN(TlsIdentity cluster_tls, LoadMemberIdentity(flags_.cluster_tls));
     PL_ASSIGN_OR_RETURN(model_, OpenNamedModel(flags_.model));
     PL_ASSIGN_OR_RETURN(http_address_, ParseHostPort("--http", flags_.http));
     PL_ASSIGN_OR_RETURN(grpc_address_, ParseHostPort("--grpc", flags_.grpc));
@@ -164,6 +170,8 @@ class Server {
     PL_ASSIGN_OR_RETURN(fleet_, WorkerFleet::Start(flags_.model, model_,
                                                    {.worker_listen = flags_.worker_listen,
                                                     .join_token = token,
+                                                    .tls = std::move(cluster_tls),
+                                                    .worker_tls = flags_.cluster_tls,
                                                     .launch = flags_.launch,
                                                     .transport = flags_.transport,
                                                     .on_event = [this](const ClusterEvent& event) { log_.Cluster(event); },
@@ -205,8 +213,9 @@ class Server {
     api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{
         .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .requests = &requests_, .access = access_.get(),
         .stuck_after = absl::Seconds(flags_.stuck_seconds)});
-    PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port}, api_.get()));
+    PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port, .tls = tls_}, api_.get()));
     PL_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start({.address = absl::StrCat(grpc_address_.host, ":", grpc_address_.port),
+                                                  .tls = tls_,
                                                   .engine = engine_.get(),
                                                   .model = &served_,
                                                   .cluster = &fleet_->cluster(),
@@ -238,6 +247,7 @@ class Server {
   ServeFlags flags_;
   NamedModel model_;
   HostPort http_address_, grpc_address_;
+  TlsIdentity tls_;
   ServedModel served_;
   // Destroyed from the last to the first: servers, engine, workers, and what they write to.
   ServerLog log_;
@@ -262,6 +272,8 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--served-model-name", flags.served_model_name, "the model's name in the API; default: its folder's");
   command.add_option("--api-key-file", flags.api_key_file, "file with the operator's key, which has no quotas");
   command.add_option("--keys", flags.keys, "file of API keys with quotas, as `plumbline keys` writes it");
+  AddServerTlsFlags(command, flags.tls);
+  AddClusterTlsFlags(command, flags.cluster_tls);
   command.add_option("--max-context", flags.max_context, "prompt and output of a request together; default: the model's limit")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--max-queue", flags.max_queue, "waiting requests; more get 429")->check(CLI::PositiveNumber);

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/tls_flags.h"
 #include "proto/status.h"
 #include "worker/build_id.h"
 #include "worker/join_token.h"
@@ -14,11 +15,13 @@ namespace {
 struct WorkerFlags {
   RankWorkerOptions worker;
   std::string join_token_file;
+  TlsFiles cluster_tls;
   double memory_gib = 0;
 };
 
 absl::Status RunWorker(WorkerFlags flags) {
   PL_ASSIGN_OR_RETURN(flags.worker.join_token, ReadJoinToken(flags.join_token_file));
+  PL_ASSIGN_OR_RETURN(flags.worker.tls, LoadMemberIdentity(flags.cluster_tls));
   flags.worker.build = BuildId();
   flags.worker.memory_limit_bytes = static_cast<int64_t>(flags.memory_gib * (1 << 30));
   return RunRankWorker(std::move(flags.worker));
@@ -32,6 +35,7 @@ void AddWorker(CLI::App& app, CommandMain& chosen) {
   command->add_option("--coordinator", flags->worker.coordinator, "HOST:PORT of the coordinator's worker link")->required();
   command->add_option("--join-token-file", flags->join_token_file, "file with the cluster's secret; - is standard input")
       ->required();
+  AddClusterTlsFlags(*command, flags->cluster_tls);
   command->add_option("--rank", flags->worker.wanted_rank, "rank to hold; default: any that is free")->check(CLI::Range(0, 1023));
   command->add_option("--threads", flags->worker.num_threads, "threads; 0: as the coordinator says")->check(CLI::Range(0, 1024));
   command->add_option("--bind", flags->worker.bind_address, "address of this host that the other workers reach");

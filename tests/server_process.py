@@ -25,7 +25,7 @@ class Server:
             if not line:
                 raise AssertionError(f"the server ended: {self.stderr()}")
             output += line
-        self.http = re.search(r"http://[\d.]+:\d+", output).group()
+        self.http = re.search(r"https?://[\d.]+:\d+", output).group()
         self.grpc = re.search(r"gRPC\s+([\d.]+:\d+)", output).group(1)
 
     def __enter__(self) -> "Server":
