@@ -13,6 +13,7 @@
 #include <sstream>
 #include <thread>
 
+#include "coordinator/text/regex.h"
 #include "nlohmann/json.hpp"
 
 namespace plumbline {
@@ -297,6 +298,31 @@ TEST_F(PublishedQwen, EncodesAMegabyteInUnderASecond) {
   RecordProperty("encode_ms_per_mb", static_cast<int>(seconds * 1000));
   RecordProperty("load_ms", static_cast<int>(load_seconds_ * 1000));
   EXPECT_LT(seconds, 5);  // 0.2 s on an idle core; the machine may be busy
+}
+
+TEST(Regex, ABadPatternEndsInBoundedTime) {
+  const auto bad = Regex::Compile("(a+)+$");  // 2^n steps for n letters that something follows
+  ASSERT_TRUE(bad.ok());
+  std::string many;  // each too short for the limit of steps
+  for (int i = 0; i < 2000; ++i) many += std::string(24, 'a') + "b";
+  for (const std::string& text : {std::string(40, 'a') + "b", many}) {
+    const auto begun = std::chrono::steady_clock::now();
+    EXPECT_EQ(bad->Cut(text).status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(30));
+  }
+}
+
+TEST(Regex, FindsWhatIsFarBehindTheLastMatch) {
+  std::string text;
+  for (int i = 0; i < 1000; ++i) text += "\u00e9";  // two bytes each
+  text += "bb";
+  const auto spans = Regex::Compile("b")->Cut(text);
+  ASSERT_TRUE(spans.ok());
+  ASSERT_EQ(spans->size(), 3u);
+  EXPECT_EQ((*spans)[0].end, 2000u);
+  EXPECT_FALSE((*spans)[0].is_match);
+  EXPECT_TRUE((*spans)[1].is_match && (*spans)[2].is_match);
+  EXPECT_EQ((*spans)[2].end, 2002u);
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <chrono>
+
 #include "absl/strings/str_cat.h"
 
 namespace plumbline {
@@ -11,6 +13,10 @@ namespace {
 // A whole match of a tokenizer's pattern takes a few steps per character; this is far above what 1
 // GB of text would need.
 constexpr uint32_t kMatchLimit = 50'000'000;
+// The limit above holds for each place where a match may begin, so a bad pattern needs one for the text too. 32 MB
+// take a tenth of it.
+constexpr std::chrono::seconds kMaxTime(5);
+constexpr size_t kPlacesPerCall = 16;  // between looks at the clock
 constexpr size_t kJitStackBytes = 4 << 20;
 
 // The inside of a class with the meaning that Oniguruma gives to \s and \w. (PCRE2's \s also takes
@@ -105,6 +111,14 @@ std::string MessageOf(int error) {
   return reinterpret_cast<const char*>(message);
 }
 
+// The first byte of the first character behind `pos`.
+size_t NextCharacter(std::string_view text, size_t pos) {
+  do {
+    ++pos;
+  } while (pos < text.size() && (text[pos] & 0xC0) == 0x80);
+  return pos;
+}
+
 void AddSpan(size_t begin, size_t end, bool is_match, std::vector<TextSpan>& spans) {
   if (begin < end) spans.push_back({begin, end, is_match});
 }
@@ -118,7 +132,7 @@ absl::StatusOr<Regex> Regex::Compile(const std::string& pattern) {
   PCRE2_SIZE offset = 0;
   pcre2_code* code =
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated->data()), translated->size(),
-                    PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_USE_OFFSET_LIMIT, &error, &offset, nullptr);
   if (code == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("regular expression \"", pattern, "\": ", MessageOf(error)));
@@ -135,11 +149,21 @@ absl::StatusOr<std::vector<TextSpan>> Regex::Cut(std::string_view text) const {
   static thread_local MatchState state;
   const PCRE2_SIZE* range = pcre2_get_ovector_pointer(state.data);
   size_t covered = 0;
+  const auto deadline = std::chrono::steady_clock::now() + kMaxTime;
   for (size_t pos = 0; pos <= text.size();) {
+    if (std::chrono::steady_clock::now() > deadline) {
+      return absl::ResourceExhaustedError(absl::StrCat("matching the tokenizer's regular expression takes longer than ",
+                                                       kMaxTime.count(), " s"));
+    }
+    const size_t last_place = pos + kPlacesPerCall;
+    pcre2_set_offset_limit(state.context, last_place);
     int result = pcre2_match(static_cast<const pcre2_code*>(code_.get()),
                              reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), pos,
                              PCRE2_NO_UTF_CHECK, state.data, state.context);
-    if (result == PCRE2_ERROR_NOMATCH) break;
+    if (result == PCRE2_ERROR_NOMATCH) {
+      pos = NextCharacter(text, last_place);
+      continue;
+    }
     if (result < 0) {
       return absl::ResourceExhaustedError(
           absl::StrCat("matching the tokenizer's regular expression: ", MessageOf(result)));
@@ -152,8 +176,7 @@ absl::StatusOr<std::vector<TextSpan>> Regex::Cut(std::string_view text) const {
       covered = pos = end;
       continue;
     }
-    pos = end + 1;  // an empty match: look on from the next character
-    while (pos < text.size() && (text[pos] & 0xC0) == 0x80) ++pos;
+    pos = NextCharacter(text, end);  // an empty match
   }
   AddSpan(covered, text.size(), false, spans);
   return spans;

@@ -23,7 +23,7 @@ class Regex {
   static absl::StatusOr<Regex> Compile(const std::string& pattern);
 
   // Cuts valid UTF-8 into matches and the gaps between them; the spans are not empty and cover the
-  // text in order. RESOURCE_EXHAUSTED when matching needs more steps than the limit.
+  // text in order. RESOURCE_EXHAUSTED when matching needs more steps or time than the limits.
   absl::StatusOr<std::vector<TextSpan>> Cut(std::string_view text) const;
 
  private:
