@@ -492,6 +492,36 @@ TEST_F(OpenAiApiTest, BodiesThatAreNoJsonAreRefused) {
               HasSubstr("larger than"));
 }
 
+TEST_F(OpenAiApiTest, DeepNestingAnywhereIsRefusedAndHarmless) {
+  const auto repeat = [](const std::string& unit) {
+    std::string text;
+    for (int i = 0; i < 10'000; ++i) text += unit;
+    return text;
+  };
+  const std::string object = repeat(R"({"a":)") + "1" + repeat("}");
+  EXPECT_THAT(PostError("/v1/chat/completions", object), HasSubstr("nested deeper than 64"));
+  EXPECT_THAT(PostError("/v1/chat/completions", ChatWith("\"chat_template_kwargs\": " + object)),
+              HasSubstr("nested deeper than 64"));
+  // Text that the template wants as JSON.
+  const Json call = {{"function", {{"name", "f"}, {"arguments", object}}}};
+  const Json messages = {{{"role", "assistant"}, {"content", ""}, {"tool_calls", {call}}}};
+  EXPECT_THAT(PostError("/v1/chat/completions", Json{{"model", kModel}, {"messages", messages}}.dump()),
+              HasSubstr("deeper"));
+  EXPECT_EQ(Post("/v1/chat/completions", Chat()).status, 200);
+}
+
+TEST_F(OpenAiApiTest, ATemplateThatNeverEndsIs400InBoundedTime) {
+  text_.chat_template = *ChatTemplate::Parse(
+      "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
+  const absl::Time begun = absl::Now();
+  EXPECT_THAT(PostError("/v1/chat/completions", Chat().dump()), HasSubstr("too many steps"));
+  EXPECT_LT(absl::Now() - begun, absl::Seconds(30));
+  text_.chat_template = *ChatTemplate::Parse(
+      "{% for a in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' * 1000000 }}{% endfor %}");
+  EXPECT_THAT(PostError("/v1/chat/completions", Chat().dump()), HasSubstr("too much memory"));
+  EXPECT_EQ(Post("/v1/completions", Completion("hi")).status, 200);
+}
+
 TEST_F(OpenAiApiTest, UnknownModelsRoutesAndMethodsAreNamed) {
   const std::string missing =
       PostError("/v1/completions", R"({"model": "nope", "prompt": "x"})", 404);
