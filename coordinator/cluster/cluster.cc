@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <deque>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -14,7 +13,8 @@
 #include "coordinator/cluster/epoch_store.h"
 #include "coordinator/cluster/event_queue.h"
 #include "coordinator/cluster/membership.h"
-#include "coordinator/cluster/step_clock.h"
+#include "coordinator/cluster/rank_slot.h"
+#include "coordinator/cluster/steps_in_flight.h"
 #include "coordinator/cluster/worker_link_server.h"
 #include "kernels/check.h"
 #include "parallel/step_codec.h"
@@ -41,34 +41,6 @@ bool IsTransient(absl::StatusCode code) {
          code == absl::StatusCode::kAborted || code == absl::StatusCode::kCancelled;
 }
 
-WorkerIdentity IdentityOf(const v1::Hello& hello) {
-  return {.build = hello.build(),
-          .host = hello.host(),
-          .pid = hello.pid(),
-          .arithmetics = {hello.arithmetics().begin(), hello.arithmetics().end()},
-          .memory_bytes = hello.memory_bytes(),
-          .host_memory_bytes = hello.host_memory_bytes(),
-          .wanted_rank = hello.wanted_rank()};
-}
-
-// What the coordinator knows of one rank.
-struct Slot {
-  Worker worker;  // null: absent
-  RankInfo info;
-  bool has_weights = false;
-  bool loaded = false;     // in this epoch
-  bool connected = false;  // in this epoch
-  uint64_t epoch_steps = 0;
-  absl::Time last_heard;
-  absl::Time last_progress;  // of loading and connecting
-};
-
-struct InFlight {
-  uint64_t step = 0;
-  int64_t num_rows = 0;
-  absl::Time submitted_at;
-};
-
 class ClusterImpl final : public Cluster {
  public:
   ClusterImpl(ClusterOptions options, ModelConfig config, const ShardPlan& plan)
@@ -79,7 +51,7 @@ class ClusterImpl final : public Cluster {
         membership_(
             {.mesh = options_.mesh, .build = options_.build, .arithmetic = options_.arithmetic}),
         slots_(options_.mesh.size()),
-        step_clock_({.least = std::min(options_.late_step_least, options_.step_timeout), .most = options_.step_timeout}) {
+        steps_({.least = std::min(options_.late_step_least, options_.step_timeout), .most = options_.step_timeout}) {
     for (int rank = 0; rank < options_.mesh.size(); ++rank) {
       const int stage = options_.mesh.StageOf(rank);
       const StageRange layers = plan.LayersOf(stage);
@@ -136,12 +108,10 @@ class ClusterImpl final : public Cluster {
     const CoordinatorMessagePtr message = StepPlanMessage(EncodeStepPlan(plan));
     std::lock_guard lock(mutex_);
     if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
-    if (in_flight_.empty()) progress_at_ = absl::Now();
     int64_t num_rows = 0;
     for (const SequencePlan& sequence : plan.sequences) num_rows += static_cast<int64_t>(sequence.tokens.size());
-    in_flight_.push_back({plan.step, num_rows, absl::Now()});
-    ++epoch_submitted_;
-    for (Slot& slot : slots_) slot.worker->Send(message);
+    steps_.Submit(plan.step, num_rows, absl::Now());
+    for (RankSlot& slot : slots_) slot.worker->Send(message);
   }
 
   void Stop() override {
@@ -169,7 +139,7 @@ class ClusterImpl final : public Cluster {
                                 .pp = options_.mesh.pp,
                                 .arithmetic = arithmetic_,
                                 .ready = phase_ == Phase::kRunning};
-    for (const Slot& slot : slots_) snapshot.ranks.push_back(slot.info);
+    for (const RankSlot& slot : slots_) snapshot.ranks.push_back(slot.info);
     return snapshot;
   }
 
@@ -237,24 +207,14 @@ class ClusterImpl final : public Cluster {
       if (absl::IsUnimplemented(rank.status()) && epoch_ == 0) FailLocked(rank.status());
       return;
     }
-    Slot& slot = slots_[*rank];
-    slot.worker = worker;
-    slot.last_heard = absl::Now();
-    slot.has_weights = false;
-    slot.info.host = hello.host();
-    slot.info.pid = hello.pid();
-    slot.info.state = "loading";
-    slot.info.steps = 0;
-    slot.info.rss_bytes = 0;
-    slot.info.weight_bytes = 0;
-    slot.info.load_fraction = 0;
+    slots_[*rank].Occupy(worker, hello, absl::Now());
     Log(Kind::kWorkerJoined, absl::StrCat(membership_.Name(*rank), " joined from ", worker->peer()),
         *rank);
     ConfigureIfComplete();
   }
 
   void Dispatch(int rank, const v1::WorkerMessage& message, absl::StatusOr<StepResult> result) {
-    Slot& slot = slots_[rank];
+    RankSlot& slot = slots_[rank];
     switch (message.message_case()) {
       case v1::WorkerMessage::kProgress:
         if (message.progress().epoch() != epoch_ || message.progress().bytes_total() <= 0) return;
@@ -295,23 +255,18 @@ class ClusterImpl final : public Cluster {
   }
 
   void HandleStepDone(int rank, const v1::StepDone& done, absl::StatusOr<StepResult> result) {
-    Slot& slot = slots_[rank];
+    RankSlot& slot = slots_[rank];
     ++slot.info.steps;
     if (done.epoch() != epoch_ || phase_ != Phase::kRunning) return;
     ++slot.epoch_steps;
     if (rank != options_.mesh.RankOf(options_.mesh.pp - 1, 0)) return;
-    if (!result.ok() || in_flight_.empty() || result->step != in_flight_.front().step ||
-        result->epoch != epoch_) {
+    if (!result.ok() || !steps_.IsDue(result->step) || result->epoch != epoch_) {
       return GiveUp(
           rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(),
                                                  " that is not due: ", result.status().message())));
     }
-    const absl::Time now = absl::Now();
-    step_clock_.Observe(in_flight_.front().num_rows, now - FrontStartedAt());
-    in_flight_.pop_front();
-    progress_at_ = now;
+    steps_.Finish(absl::Now());
     fruitless_epochs_ = 0;
-    ++epoch_done_;
     Post(*std::move(result));
   }
 
@@ -346,11 +301,8 @@ class ClusterImpl final : public Cluster {
     ++epoch_;
     phase_ = Phase::kLoading;
     store_.Begin(epoch_);
-    for (Slot& slot : slots_) {
-      slot.loaded = slot.connected = false;
-      slot.epoch_steps = 0;
-      slot.last_progress = absl::Now();
-      slot.info.state = "loading";
+    for (RankSlot& slot : slots_) {
+      slot.BeginEpoch(absl::Now());
       slot.worker->Send(ConfigureMessage(options_, {.epoch = epoch_,
                                                     .rank = slot.info.rank,
                                                     .arithmetic = arithmetic_,
@@ -359,22 +311,21 @@ class ClusterImpl final : public Cluster {
   }
 
   void ConnectIfLoaded() {
-    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.loaded; }))
+    if (!std::all_of(slots_.begin(), slots_.end(), [](const RankSlot& slot) { return slot.loaded; }))
       return;
     phase_ = Phase::kConnecting;
     const CoordinatorMessagePtr message = ConnectMessage(epoch_);
-    for (Slot& slot : slots_) {
+    for (RankSlot& slot : slots_) {
       slot.last_progress = absl::Now();
       slot.worker->Send(message);
     }
   }
 
   void RunIfConnected() {
-    if (!std::all_of(slots_.begin(), slots_.end(), [](const Slot& slot) { return slot.connected; }))
+    if (!std::all_of(slots_.begin(), slots_.end(), [](const RankSlot& slot) { return slot.connected; }))
       return;
     phase_ = Phase::kRunning;
-    in_flight_.clear();
-    epoch_submitted_ = epoch_done_ = 0;
+    steps_.BeginEpoch();
     const bool recurrent = config_.num_layers_of(MixerKind::kGatedDeltaNet) > 0;
     Log(Kind::kEpochReady, absl::StrCat("epoch ", epoch_, " is ready, arithmetic ", arithmetic_));
     Post(RunnerReady{
@@ -391,7 +342,7 @@ class ClusterImpl final : public Cluster {
       return;
     Log(Kind::kEpochLost, absl::StrCat("epoch ", epoch_, " is lost: ", reason.message()));
     if (phase_ == Phase::kRunning) Post(RunnerLost{.epoch = epoch_, .reason = reason});
-    if (phase_ != Phase::kRunning || (epoch_submitted_ > 0 && epoch_done_ == 0))
+    if (phase_ != Phase::kRunning || (steps_.num_submitted() > 0 && steps_.num_done() == 0))
       ++fruitless_epochs_;
     if (fruitless_epochs_ > options_.max_fruitless_epochs) {
       return FailLocked(
@@ -405,7 +356,7 @@ class ClusterImpl final : public Cluster {
     settled_at_ = membership_.complete() ? absl::Now() + kSettleTime : absl::InfinitePast();
     store_.Begin(epoch_ + 1);
     const CoordinatorMessagePtr message = AbortMessage(epoch_, std::string(reason.message()));
-    for (Slot& slot : slots_) {
+    for (RankSlot& slot : slots_) {
       if (slot.worker == nullptr) continue;
       slot.info.state = "loading";
       slot.worker->Send(message);
@@ -418,9 +369,7 @@ class ClusterImpl final : public Cluster {
     const absl::Status reason(status.code(),
                               absl::StrCat(membership_.Name(rank), ": ", status.message()));
     Log(Kind::kWorkerLost, absl::StrCat("lost ", reason.message()), rank);
-    slots_[rank].worker = nullptr;
-    slots_[rank].has_weights = false;
-    slots_[rank].info.state = "lost";
+    slots_[rank].Vacate();
     membership_.Leave(rank);
     LoseEpoch(reason);
   }
@@ -445,7 +394,7 @@ class ClusterImpl final : public Cluster {
 
   void SendHome(const std::string& reason) {
     const CoordinatorMessagePtr message = ShutdownMessage(reason);
-    for (Slot& slot : slots_) {
+    for (RankSlot& slot : slots_) {
       if (slot.worker == nullptr) continue;
       slot.worker->Send(message);
       slot.worker->Close(absl::OkStatus());
@@ -474,13 +423,12 @@ class ClusterImpl final : public Cluster {
     const absl::Duration pause = now - last_tick_;
     last_tick_ = now;
     if (pause > kPauseThreshold) {
-      for (Slot& slot : slots_) slot.last_heard += pause, slot.last_progress += pause;
-      progress_at_ += pause;
+      for (RankSlot& slot : slots_) slot.last_heard += pause, slot.last_progress += pause;
+      steps_.Excuse(pause);
     }
     for (int rank = 0; rank < options_.mesh.size(); ++rank) CheckAlive(rank, now);
-    if (phase_ == Phase::kRunning && !in_flight_.empty()) {
-      const absl::Duration deadline = step_clock_.DeadlineOf(in_flight_.front().num_rows);
-      if (now - FrontStartedAt() > deadline) LoseEpoch(LateStep(deadline));
+    if (phase_ == Phase::kRunning) {
+      if (const auto late = steps_.Late(now)) LoseEpoch(LateStep(*late));
     }
     if (phase_ != Phase::kGathering) return;
     ConfigureIfComplete();
@@ -492,41 +440,27 @@ class ClusterImpl final : public Cluster {
   }
 
   void CheckAlive(int rank, absl::Time now) {
-    Slot& slot = slots_[rank];
+    const RankSlot& slot = slots_[rank];
     if (slot.worker == nullptr) return;
-    if (now - slot.last_heard > options_.heartbeat_timeout) {
-      return GiveUp(rank,
-                    absl::DeadlineExceededError(absl::StrCat(
-                        "gave no sign of life for ", absl::FormatDuration(now - slot.last_heard))));
-    }
-    if (phase_ == Phase::kLoading && !slot.loaded &&
-        now - slot.last_progress > options_.load_timeout) {
-      return GiveUp(
-          rank, absl::DeadlineExceededError(absl::StrCat(
-                    "made no progress loading for ", absl::FormatDuration(options_.load_timeout))));
-    }
-    if (phase_ == Phase::kConnecting && !slot.connected &&
-        now - slot.last_progress > kConnectTimeout) {
-      GiveUp(rank,
-             absl::DeadlineExceededError(absl::StrCat("did not connect to its peers within ",
-                                                      absl::FormatDuration(kConnectTimeout))));
-    }
+    const absl::Status alive = slot.CheckAlive(
+        now,
+        {.heartbeat = options_.heartbeat_timeout,
+         .load = phase_ == Phase::kLoading ? options_.load_timeout : absl::InfiniteDuration(),
+         .connect = phase_ == Phase::kConnecting ? kConnectTimeout : absl::InfiniteDuration()});
+    if (!alive.ok()) GiveUp(rank, alive);
   }
 
-  // When the oldest step in flight was the next one to be done.
-  absl::Time FrontStartedAt() const { return std::max(progress_at_, in_flight_.front().submitted_at); }
-
   // Names the ranks that are furthest behind.
-  absl::Status LateStep(absl::Duration deadline) const {
+  absl::Status LateStep(const StepsInFlight::LateStep& late) const {
     uint64_t least = UINT64_MAX;
-    for (const Slot& slot : slots_) least = std::min(least, slot.epoch_steps);
+    for (const RankSlot& slot : slots_) least = std::min(least, slot.epoch_steps);
     std::vector<std::string> behind;
-    for (const Slot& slot : slots_) {
+    for (const RankSlot& slot : slots_) {
       if (slot.epoch_steps == least) behind.push_back(membership_.Name(slot.info.rank));
     }
     return absl::DeadlineExceededError(
-        absl::StrCat("step ", in_flight_.front().step, " is not done after ",
-                     absl::FormatDuration(deadline), "; furthest behind, ", least,
+        absl::StrCat("step ", late.number, " is not done after ",
+                     absl::FormatDuration(late.deadline), "; furthest behind, ", least,
                      " steps into the epoch: ", absl::StrJoin(behind, ", ")));
   }
 
@@ -550,16 +484,12 @@ class ClusterImpl final : public Cluster {
 
   mutable std::mutex mutex_;
   Membership membership_;
-  std::vector<Slot> slots_;  // by rank
+  std::vector<RankSlot> slots_;  // by rank
   EpochStore store_;
   Phase phase_ = Phase::kGathering;
   uint64_t epoch_ = 0;  // of the last Configure
   std::string arithmetic_;
-  std::deque<InFlight> in_flight_;
-  absl::Time progress_at_;        // the last step done
-  StepClock step_clock_;
-  uint64_t epoch_submitted_ = 0;  // steps
-  uint64_t epoch_done_ = 0;
+  StepsInFlight steps_;
   int fruitless_epochs_ = 0;
   absl::Time gather_deadline_;
   absl::Time settled_at_ = absl::InfinitePast();

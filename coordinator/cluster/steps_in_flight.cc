@@ -1,0 +1,37 @@
+#include "coordinator/cluster/steps_in_flight.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+
+namespace plumbline {
+
+void StepsInFlight::BeginEpoch() {
+  steps_.clear();
+  num_submitted_ = num_done_ = 0;
+}
+
+void StepsInFlight::Submit(uint64_t step, int64_t num_rows, absl::Time now) {
+  if (steps_.empty()) front_began_at_ = now;
+  steps_.push_back({step, num_rows});
+  ++num_submitted_;
+}
+
+void StepsInFlight::Finish(absl::Time now) {
+  PL_CHECK(!steps_.empty());
+  clock_.Observe(steps_.front().num_rows, now - front_began_at_);
+  steps_.pop_front();
+  front_began_at_ = now;
+  ++num_done_;
+}
+
+void StepsInFlight::Excuse(absl::Duration pause) { front_began_at_ += pause; }
+
+std::optional<StepsInFlight::LateStep> StepsInFlight::Late(absl::Time now) const {
+  if (steps_.empty()) return std::nullopt;
+  const absl::Duration deadline = clock_.DeadlineOf(steps_.front().num_rows);
+  if (now - front_began_at_ <= deadline) return std::nullopt;
+  return LateStep{steps_.front().number, deadline};
+}
+
+}  // namespace plumbline
