@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/counting_communicator.h"
 #include "proto/status.h"
 
 namespace plumbline {
@@ -37,7 +38,9 @@ absl::Status EpochLinks::ConnectGroup(const Group& group, std::unique_ptr<Commun
                                     options_.transport, *store_);
   std::lock_guard lock(mutex_);
   // Kept in any case: its end is not to be waited for here.
-  if (connected.ok()) member = *std::move(connected);
+  if (connected.ok()) {
+    member = MakeCountingCommunicator(*std::move(connected), &progress_);
+  }
   return interrupted_.ok() ? connected.status() : interrupted_;
 }
 

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "parallel/communicator.h"
 #include "parallel/mesh.h"
+#include "parallel/rank_progress.h"
 #include "worker/model/stage.h"
 #include "worker/worker_link.h"
 
@@ -35,6 +36,8 @@ class EpochLinks {
   absl::Status Connect();
   // REQUIRES: Connect succeeded. Valid as long as this object.
   StageLinks links() const { return {.tp = tp_.get(), .pp = pp_.get()}; }
+  // What the calls on links() and the steps they belong to are noted in.
+  ProgressRecord& progress() { return progress_; }
   // Ends Connect or a collective under way, and all later ones, with `reason`, at once; then takes
   // its time, a fraction of a second, to tell the peers. So does the destructor when nobody did.
   // Any thread, idempotent.
@@ -50,6 +53,7 @@ class EpochLinks {
 
   const Options options_;
   const std::unique_ptr<WorkerLink::Store> store_;
+  ProgressRecord progress_;
   std::mutex mutex_;
   absl::Status interrupted_;
   std::unique_ptr<Communicator> tp_, pp_;

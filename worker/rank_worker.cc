@@ -24,7 +24,7 @@
 namespace plumbline {
 namespace {
 
-constexpr absl::Duration kHeartbeatInterval = absl::Seconds(1);
+constexpr absl::Duration kHeartbeatInterval = absl::Milliseconds(500);
 constexpr absl::Duration kPulseInterval = absl::Milliseconds(100);
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
 constexpr absl::Duration kEndPatience = absl::Milliseconds(1500);  // to stop in good order
@@ -195,6 +195,15 @@ class RankWorker {
       message.mutable_heartbeat()->set_epoch(epoch_);
       message.mutable_heartbeat()->set_steps(steps_);
       message.mutable_heartbeat()->set_rss_bytes(ResidentBytes());
+      if (links_ != nullptr && links_->epoch() == epoch_) {
+        const RankProgress progress = links_->progress().Get();
+        v1::StepProgress& told = *message.mutable_heartbeat()->mutable_progress();
+        told.set_step(progress.step);
+        told.set_operation(static_cast<uint32_t>(progress.operation));
+        told.set_collectives(progress.collectives);
+        told.set_sends(progress.sends);
+        told.set_receives(progress.receives);
+      }
       link_->Send(std::move(message));
     }
   }
@@ -327,11 +336,13 @@ class RankWorker {
       return absl::InternalError(
           absl::StrCat("step ", plan.step, " of epoch ", plan.epoch, ", which is not connected"));
     }
+    links_->progress().BeginStep(plan.step);
     absl::StatusOr<StepResult> result = held_.stage()->Forward(plan);
     if (!result.ok()) {
       return absl::Status(result.status().code(),
                           absl::StrCat("step ", plan.step, ": ", result.status().message()));
     }
+    links_->progress().EndStep();
     v1::WorkerMessage message;
     message.mutable_step_done()->set_epoch(plan.epoch);
     message.mutable_step_done()->set_step(plan.step);
