@@ -49,7 +49,6 @@ struct ServeFlags {
   int64_t max_context = 0;
   int64_t max_queue = 1024;
   int64_t drain_seconds = 30;
-  int64_t stuck_seconds = 30;
   bool launch = true;
   std::string transport = "auto";
   std::string log_format = "text";
@@ -211,8 +210,7 @@ class Server {
 
   absl::Status StartServers() {
     api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{
-        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .requests = &requests_, .access = access_.get(),
-        .stuck_after = absl::Seconds(flags_.stuck_seconds)});
+        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .requests = &requests_, .access = access_.get()});
     PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port, .tls = tls_}, api_.get()));
     PL_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start({.address = absl::StrCat(grpc_address_.host, ":", grpc_address_.port),
                                                   .tls = tls_,
@@ -221,7 +219,6 @@ class Server {
                                                   .cluster = &fleet_->cluster(),
                                                   .requests = &requests_,
                                                   .access = access_.get(),
-                                                  .stuck_after = absl::Seconds(flags_.stuck_seconds),
                                                   .other_services = {}}));
     return absl::OkStatus();
   }
@@ -277,7 +274,6 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--max-context", flags.max_context, "prompt and output of a request together; default: the model's limit")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--max-queue", flags.max_queue, "waiting requests; more get 429")->check(CLI::PositiveNumber);
-  command.add_option("--stuck-seconds", flags.stuck_seconds, "not ready when one step takes longer")->check(CLI::PositiveNumber);
   command.add_option("--transport", flags.transport, "between ranks; auto: shm, memory they share, inside one host, else gloo, TCP")
       ->check(CLI::IsMember({"auto", "shm", "gloo"}));
   command.add_option("--log-format", flags.log_format, "of what goes to stderr: lines of text, or one JSON object per line")

@@ -391,23 +391,43 @@ TEST(ClusterTest, AStoppedWorkerIsNoticedAndReplaced) {
   EXPECT_NE(run.cluster->Snapshot().ranks[1].pid, stopped.pid);
 }
 
-TEST(ClusterTest, AStepThatDoesNotEndEndsItsEpoch) {
-  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
-  options.step_timeout = absl::Milliseconds(800);
-  options.heartbeat_timeout = absl::Seconds(30);  // so that it is the step that is missed
-  LaunchedCluster run(std::move(options));
-  const RunnerReady ready = run.events.Next<RunnerReady>();
-  const pid_t stopped = static_cast<pid_t>(run.cluster->Snapshot().ranks[1].pid);
-  ASSERT_EQ(kill(stopped, SIGSTOP), 0);
-  Generation generation = {.sequence = {1, 2, 3}, .num_prompt_tokens = 3};
-  run.cluster->Submit(generation.NextPlan(ready.epoch));
-  const RunnerLost lost = run.events.Next<RunnerLost>(absl::Seconds(10));
-  EXPECT_FALSE(lost.fatal);
-  // Rank 0 waits for rank 1 and says so.
-  EXPECT_THAT(lost.reason.message(), HasSubstr("rank 0"));
-  EXPECT_THAT(lost.reason.message(), HasSubstr("rank 1"));
-  ASSERT_EQ(kill(stopped, SIGCONT), 0);
-  EXPECT_GT(run.events.SkipTo<RunnerReady>().epoch, ready.epoch);
+// Every rank in turn stops before a step, in which the others wait for it, directly or through the pipeline. Its heartbeats
+// may be missing for so long that it is the step that is missed: by the coordinator, or first by a rank in a call.
+TEST(ClusterTest, AStepThatStandsStillIsBlamedOnTheRankThatTheOthersWaitFor) {
+  const ExpectedCase expected = Expected(8);
+  for (const auto& [transport, step_timeout] :
+       {std::pair{"shm", absl::Minutes(2)}, std::pair{"gloo", absl::Minutes(2)}, std::pair{"shm", absl::Seconds(2)}}) {
+    ClusterOptions options = DemoOptions({.tp = 2, .pp = 2});
+    options.transport = transport;
+    options.step_timeout = step_timeout;
+    options.late_step_least = absl::Seconds(2);
+    options.heartbeat_timeout = absl::Seconds(30);
+    LaunchedCluster run(std::move(options));
+    RunnerReady ready = run.events.Next<RunnerReady>();
+    const Continuation undisturbed = Generate(run, ready.epoch, expected.prompt, 8);
+    for (int victim : {3, 0, 2, 1}) {
+      Generate(run, ready.epoch, expected.prompt, victim);  // so that it stops at another count each time
+      const RankInfo stopped = run.cluster->Snapshot().ranks[victim];
+      ASSERT_EQ(kill(static_cast<pid_t>(stopped.pid), SIGSTOP), 0);
+      Generation generation = {.sequence = expected.prompt,
+                               .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
+      run.cluster->Submit(generation.NextPlan(ready.epoch));
+      const RunnerLost lost = run.events.Next<RunnerLost>(absl::Seconds(10));
+      EXPECT_FALSE(lost.fatal);
+      const std::string name = absl::StrCat("rank ", victim, " (", stopped.host, " ", stopped.pid, ")");
+      EXPECT_THAT(std::string(lost.reason.message()), HasSubstr(absl::StrCat("furthest behind: ", name, " ")));
+      EXPECT_THAT(std::string(lost.reason.message()), HasSubstr("; others: rank "));
+      const ClusterSnapshot snapshot = run.cluster->Snapshot();
+      ASSERT_TRUE(snapshot.last_fault);
+      ASSERT_EQ(snapshot.last_fault->culprits.size(), 1u) << snapshot.last_fault->reason;
+      EXPECT_EQ(snapshot.last_fault->culprits[0].rank, victim);
+      EXPECT_EQ(snapshot.last_fault->culprits[0].pid, stopped.pid);
+      ready = run.events.Next<RunnerReady>(absl::Seconds(15));
+      EXPECT_NE(run.cluster->Snapshot().ranks[victim].pid, stopped.pid);
+      EXPECT_TRUE(Generate(run, ready.epoch, expected.prompt, 8).logits == undisturbed.logits);
+    }
+    EXPECT_EQ(run.cluster->Snapshot().num_faults, 4u);
+  }
 }
 
 TEST(ClusterTest, AModelThatCannotBeHeldEndsTheRunWithOneCause) {

@@ -623,8 +623,8 @@ TEST_F(OpenAiApiTest, TokenizeAndDetokenizeAreInverse) {
 TEST_F(OpenAiApiTest, ReadinessIsProgress) {
   EXPECT_EQ(Get("/health").status, 200);
   EXPECT_EQ(Get("/ready").status, 200);
-  engine_->SetStats({.ready = true, .since_progress = absl::Seconds(6)});
-  EXPECT_EQ(Get("/ready").status, 503);
+  engine_->SetStats({.ready = true, .since_progress = absl::Minutes(5)});
+  EXPECT_EQ(Get("/ready").status, 200) << "a long prompt";
   engine_->SetStats({.ready = false});
   EXPECT_EQ(Get("/ready").status, 503);
   engine_->SetStats({.ready = true, .draining = true});
@@ -686,6 +686,32 @@ TEST_F(OpenAiApiTest, AStreamThatFailsMidwayIsCountedAsFailed) {
   const HttpReply reply = Post("/v1/completions", Json{{"prompt", "hi"}, {"stream", true}});
   EXPECT_EQ(reply.status, 200);
   EXPECT_THAT(Get("/metrics").body, HasSubstr("{route=\"/v1/completions\",status=\"503\"} 1"));
+}
+
+TEST_F(OpenAiApiTest, HealthAndMetricsNameWhoWasAtFault) {
+  struct FaultyCluster final : ClusterInfo {
+    ClusterSnapshot Snapshot() const override { return snapshot; }
+    ClusterSnapshot snapshot;
+  } cluster;
+  Start({.cluster = &cluster});
+  EXPECT_EQ(Json::parse(Get("/health").body), Json({{"status", "ok"}, {"faults", 0}}));
+  EXPECT_THAT(Get("/metrics").body, HasSubstr("plumbline_faults_total 0"));
+  EXPECT_THAT(Get("/metrics").body, Not(HasSubstr("plumbline_last_fault")));
+  cluster.snapshot.num_faults = 3;
+  cluster.snapshot.last_fault = {
+      .culprits = {{.rank = 1, .host = "left", .pid = 77, .operation = "computing in step 5 after collective 9"}},
+      .reason = "it stood still",
+      .at = absl::FromUnixSeconds(1700000000)};
+  const Json fault = Json::parse(Get("/health").body)["last_fault"];
+  EXPECT_EQ(fault["time"], 1700000000);
+  EXPECT_EQ(fault["reason"], "it stood still");
+  EXPECT_EQ(fault["culprits"], Json::parse(R"([{"rank": 1, "host": "left", "pid": 77,
+                                                "operation": "computing in step 5 after collective 9"}])"));
+  const std::string metrics = Get("/metrics").body;
+  EXPECT_THAT(metrics, HasSubstr("plumbline_faults_total 3"));
+  EXPECT_THAT(metrics, HasSubstr("plumbline_last_fault_timestamp_seconds{rank=\"1\",host=\"left\",pid=\"77\","
+                                 "operation=\"computing in step 5 after collective 9\"} 1700000000"));
+  server_.reset();
 }
 
 TEST_F(OpenAiApiTest, AKeyIsAskedForWhereItMatters) {

@@ -94,7 +94,7 @@ class StatusReportTest : public ::testing::Test {
   ServedModel model_ = {.name = "demo\xff", .max_model_len = 200, .fingerprint = "f1"};
   RequestTracker requests_;
   StatusReport report_{{.engine = &engine_, .model = &model_, .cluster = &cluster_, .requests = &requests_,
-                        .stuck_after = absl::Seconds(5), .sample_interval = absl::Milliseconds(5)}};
+                        .sample_interval = absl::Milliseconds(5)}};
 };
 
 TEST_F(StatusReportTest, ShowsClusterCachesAndModel) {

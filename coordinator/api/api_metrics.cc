@@ -122,9 +122,27 @@ prometheus::MetricFamily RankFamily(const ClusterSnapshot& cluster, prometheus::
   return family;
 }
 
+// One series per culprit of the last fault alone: process ids as labels would grow without bound otherwise.
+prometheus::MetricFamily FamilyOf(const ClusterFault& fault) {
+  prometheus::MetricFamily family{"plumbline_last_fault_timestamp_seconds",
+                                  "When the last epoch was lost, and the worker that was at fault.",
+                                  prometheus::MetricType::Gauge,
+                                  {}};
+  for (const ClusterFault::Culprit& culprit : fault.culprits) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"rank", std::to_string(culprit.rank)},
+                    {"host", culprit.host},
+                    {"pid", std::to_string(culprit.pid)},
+                    {"operation", culprit.operation}};
+    metric.gauge.value = absl::ToDoubleSeconds(fault.at - absl::UnixEpoch());
+    family.metric.push_back(std::move(metric));
+  }
+  return family;
+}
+
 std::vector<prometheus::MetricFamily> FamiliesOf(const ClusterSnapshot& cluster) {
   using prometheus::MetricType;
-  return {
+  std::vector<prometheus::MetricFamily> families = {
       RankFamily(cluster, {"plumbline_rank_ready", "1 while the rank takes part in an epoch.", MetricType::Gauge, {}},
                  [](const RankInfo& rank) { return rank.state == "ready"; }),
       RankFamily(cluster, {"plumbline_rank_steps_total", "Steps done since its worker joined.", MetricType::Counter, {}},
@@ -133,7 +151,11 @@ std::vector<prometheus::MetricFamily> FamiliesOf(const ClusterSnapshot& cluster)
                  [](const RankInfo& rank) { return rank.rss_bytes; }),
       RankFamily(cluster, {"plumbline_rank_planned_bytes", "Weights, caches and activations as planned.", MetricType::Gauge, {}},
                  [](const RankInfo& rank) { return rank.planned_bytes; }),
+      FamilyOf("plumbline_faults_total", "Epochs of the cluster that were lost.", MetricType::Counter,
+               static_cast<double>(cluster.num_faults)),
   };
+  if (cluster.last_fault) families.push_back(FamilyOf(*cluster.last_fault));
+  return families;
 }
 
 prometheus::MetricFamily FamilyOf(const AccessControl& access) {

@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "absl/time/time.h"
 
 namespace plumbline {
 
@@ -21,6 +24,20 @@ struct RankInfo {
   int64_t rss_bytes = 0;
   int64_t planned_bytes = 0;  // weights, caches and activations
   double load_fraction = 0;
+  std::string operation;  // what it was at when last heard of: "waiting in all-gather 418 of step 17"
+};
+
+// The end of an epoch that was not meant to end.
+struct ClusterFault {
+  struct Culprit {
+    int rank = 0;
+    std::string host;
+    int64_t pid = 0;
+    std::string operation;  // RankInfo's, at that moment
+  };
+  std::vector<Culprit> culprits;  // several where ranks cannot be told apart; empty where nobody is known
+  std::string reason;
+  absl::Time at;
 };
 
 struct ClusterSnapshot {
@@ -30,6 +47,8 @@ struct ClusterSnapshot {
   std::string arithmetic;  // empty until one is agreed on
   bool ready = false;
   std::vector<RankInfo> ranks;
+  uint64_t num_faults = 0;
+  std::optional<ClusterFault> last_fault;
 };
 
 class ClusterInfo {

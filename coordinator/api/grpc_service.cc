@@ -81,7 +81,7 @@ class ClusterService final : public v1::Cluster::Service {
   void FillStatus(v1::StatusResponse& response) const {
     const EngineStats stats = options_.engine->Stats();
     response.set_model(options_.model->name);
-    response.set_ready(Readiness(stats, options_.stuck_after).ok());
+    response.set_ready(Readiness(stats).ok());
     response.set_draining(stats.draining);
     response.set_running(static_cast<int32_t>(stats.running));
     response.set_queued(static_cast<int32_t>(stats.queued));
@@ -106,6 +106,7 @@ class ClusterService final : public v1::Cluster::Service {
       to.set_weight_bytes(from.weight_bytes);
       to.set_rss_bytes(from.rss_bytes);
       to.set_load_fraction(from.load_fraction);
+      to.set_operation(from.operation);
     }
   }
 
@@ -196,7 +197,7 @@ class PublicServer final : public GrpcServer {
   void ShowReadiness() {
     server_->GetHealthCheckService()->SetServingStatus(
         v1::Inference::service_full_name(),
-        Readiness(options_.engine->Stats(), options_.stuck_after).ok());
+        Readiness(options_.engine->Stats()).ok());
   }
 
   void WatchReadiness() {

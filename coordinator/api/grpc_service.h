@@ -31,7 +31,6 @@ struct GrpcServerOptions {
   const ClusterInfo* cluster = nullptr;  // may be null
   RequestTracker* requests = nullptr;
   AccessControl* access = nullptr;       // null: everyone may do everything; else metadata "authorization: Bearer KEY"
-  absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
   int max_message_bytes = 32 << 20;
   std::vector<grpc::Service*> other_services;  // on the same port; they outlive the server
 };

@@ -24,6 +24,18 @@ std::string RandomId(const char* prefix) {
   return absl::StrFormat("%s%016x%016x", prefix, RandomSeed(), RandomSeed());
 }
 
+ResponseJson FaultJson(const ClusterFault& fault) {
+  ResponseJson json = {{"time", absl::ToUnixSeconds(fault.at)}, {"reason", fault.reason}};
+  json["culprits"] = ResponseJson::array();
+  for (const ClusterFault::Culprit& culprit : fault.culprits) {
+    json["culprits"].push_back({{"rank", culprit.rank},
+                                {"host", culprit.host},
+                                {"pid", culprit.pid},
+                                {"operation", culprit.operation}});
+  }
+  return json;
+}
+
 const nlohmann::ordered_json* OrNull(const nlohmann::ordered_json& json) {
   return json.is_null() ? nullptr : &json;
 }
@@ -78,8 +90,7 @@ OpenAiApi::OpenAiApi(const OpenAiApiOptions& options)
       status_({.engine = options.engine,
                .model = options.model,
                .cluster = options.cluster,
-               .requests = options.requests,
-               .stuck_after = options.stuck_after}) {}
+               .requests = options.requests}) {}
 
 // HEAD asks for what GET would say; an empty method stands for any.
 const OpenAiApi::Route* OpenAiApi::FindRoute(const HttpRequest& request, std::string* allowed) {
@@ -346,12 +357,18 @@ absl::Status OpenAiApi::TokenizerInfo(Call& call) {
 // ---- operation ----
 
 absl::Status OpenAiApi::Health(Call& call) {
-  call.Answer({{"status", "ok"}});
+  ResponseJson json = {{"status", "ok"}};
+  if (options_.cluster != nullptr) {
+    const ClusterSnapshot cluster = options_.cluster->Snapshot();
+    json["faults"] = cluster.num_faults;
+    if (cluster.last_fault) json["last_fault"] = FaultJson(*cluster.last_fault);
+  }
+  call.Answer(json);
   return absl::OkStatus();
 }
 
 absl::Status OpenAiApi::Ready(Call& call) {
-  PL_RETURN_IF_ERROR(Readiness(options_.engine->Stats(), options_.stuck_after));
+  PL_RETURN_IF_ERROR(Readiness(options_.engine->Stats()));
   call.Answer({{"status", "ready"}});
   return absl::OkStatus();
 }

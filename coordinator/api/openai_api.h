@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
 #include "coordinator/api/cluster_info.h"
 #include "coordinator/api/generation_call.h"
 #include "coordinator/api/http_server.h"
@@ -25,10 +24,9 @@ namespace plumbline {
 struct OpenAiApiOptions {
   Engine* engine = nullptr;
   const ServedModel* model = nullptr;
-  const ClusterInfo* cluster = nullptr;           // may be null
+  const ClusterInfo* cluster = nullptr;  // may be null
   RequestTracker* requests = nullptr;
-  AccessControl* access = nullptr;                // null: everyone may do everything
-  absl::Duration stuck_after = absl::Seconds(5);  // no step takes longer; not ready beyond
+  AccessControl* access = nullptr;       // null: everyone may do everything
 };
 
 class OpenAiApi final : public HttpHandler {

@@ -149,7 +149,7 @@ void StatusReport::TakeSamples() {
 absl::StatusOr<std::string> StatusReport::Json(std::string_view query, const Caller& caller) const {
   PL_ASSIGN_OR_RETURN(const uint64_t since, SinceOf(query));
   const EngineStats stats = options_.engine->Stats();
-  const absl::Status readiness = Readiness(stats, options_.stuck_after);
+  const absl::Status readiness = Readiness(stats);
   nlohmann::ordered_json json;
   json["started_ms"] = absl::ToUnixMillis(started_);
   json["now_ms"] = absl::ToUnixMillis(absl::Now());

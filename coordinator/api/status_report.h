@@ -24,7 +24,6 @@ struct StatusReportOptions {
   const ServedModel* model = nullptr;
   const ClusterInfo* cluster = nullptr;  // may be null
   RequestTracker* requests = nullptr;
-  absl::Duration stuck_after;  // readiness.h
   absl::Duration sample_interval = absl::Seconds(1);
 };
 

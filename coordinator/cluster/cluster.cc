@@ -1,9 +1,7 @@
 #include "coordinator/cluster/cluster.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -14,7 +12,9 @@
 #include "coordinator/cluster/event_queue.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/rank_slot.h"
+#include "coordinator/cluster/stall.h"
 #include "coordinator/cluster/steps_in_flight.h"
+#include "coordinator/cluster/ticker.h"
 #include "coordinator/cluster/worker_link_server.h"
 #include "kernels/check.h"
 #include "parallel/step_codec.h"
@@ -25,8 +25,7 @@ namespace plumbline {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(50);
-// After a rank has failed while every worker is still there: the dead one's own link is about to
-// end.
+// After a rank has failed while every worker is still there: the dead one's own link is about to end.
 constexpr absl::Duration kSettleTime = absl::Milliseconds(20);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 // A pause of this process is not the workers' silence.
@@ -50,35 +49,20 @@ class ClusterImpl final : public Cluster {
                           options_.compute_f32 ? DType::kF32 : config_.dtype)),
         membership_(
             {.mesh = options_.mesh, .build = options_.build, .arithmetic = options_.arithmetic}),
-        slots_(options_.mesh.size()),
+        slots_(MakeSlots(options_.mesh, plan, needs_)),
         steps_({.least = std::min(options_.late_step_least, options_.step_timeout), .most = options_.step_timeout}) {
-    for (int rank = 0; rank < options_.mesh.size(); ++rank) {
-      const int stage = options_.mesh.StageOf(rank);
-      const StageRange layers = plan.LayersOf(stage);
-      slots_[rank].info = {.rank = rank,
-                           .stage = stage,
-                           .tp_index = options_.mesh.TpIndexOf(rank),
-                           .first_layer = static_cast<int>(layers.first),
-                           .last_layer = static_cast<int>(layers.last),
-                           .state = "absent",
-                           .planned_bytes = needs_[rank].total()};
-    }
     gather_deadline_ = absl::Now() + options_.join_timeout;
     last_tick_ = absl::Now();
   }
 
   ~ClusterImpl() override {
     Stop();
-    {
-      std::lock_guard lock(mutex_);
-      ticker_ends_ = true;
-    }
-    tick_now_.notify_all();
-    if (ticker_.joinable()) ticker_.join();
+    ticker_.reset();
     server_.reset();
   }
 
   absl::Status Listen() {
+    ticker_ = std::make_unique<Ticker>([this] { return Tick(); });
     PL_ASSIGN_OR_RETURN(
         server_, WorkerLinkServer::Listen(
                      {.listen = options_.worker_listen, .join_token = options_.join_token, .tls = options_.tls},
@@ -89,7 +73,6 @@ class ClusterImpl final : public Cluster {
                           },
                       .on_closed = [this](const Worker& worker,
                                           absl::Status status) { HandleClosed(worker, status); }}));
-    ticker_ = std::thread([this] { RunTicker(); });
     return absl::OkStatus();
   }
 
@@ -108,9 +91,7 @@ class ClusterImpl final : public Cluster {
     const CoordinatorMessagePtr message = StepPlanMessage(EncodeStepPlan(plan));
     std::lock_guard lock(mutex_);
     if (phase_ != Phase::kRunning || plan.epoch != epoch_) return;
-    int64_t num_rows = 0;
-    for (const SequencePlan& sequence : plan.sequences) num_rows += static_cast<int64_t>(sequence.tokens.size());
-    steps_.Submit(plan.step, num_rows, absl::Now());
+    steps_.Submit(plan.step, plan.num_tokens(), absl::Now());
     for (RankSlot& slot : slots_) slot.worker->Send(message);
   }
 
@@ -138,7 +119,10 @@ class ClusterImpl final : public Cluster {
                                 .tp = options_.mesh.tp,
                                 .pp = options_.mesh.pp,
                                 .arithmetic = arithmetic_,
-                                .ready = phase_ == Phase::kRunning};
+                                .ready = phase_ == Phase::kRunning,
+                                .ranks = {},
+                                .num_faults = num_faults_,
+                                .last_fault = last_fault_};
     for (const RankSlot& slot : slots_) snapshot.ranks.push_back(slot.info);
     return snapshot;
   }
@@ -177,7 +161,7 @@ class ClusterImpl final : public Cluster {
     {
       std::lock_guard lock(mutex_);
       const int rank = RankOf(worker);
-      if (rank >= 0) Lose(rank, status);
+      if (rank >= 0) Lose(rank, Kind::kWorkerLost, status);
     }
     events_.Deliver();
   }
@@ -199,17 +183,14 @@ class ClusterImpl final : public Cluster {
     const v1::Hello& hello = message.hello();
     const absl::StatusOr<int> rank = membership_.Join(IdentityOf(hello));
     if (!rank.ok()) {
-      Log(Kind::kWorkerRefused,
-          absl::StrCat("refused a worker at ", worker->peer(), ": ", rank.status().message()));
+      Log(Kind::kWorkerRefused, absl::StrCat("refused a worker at ", worker->peer(), ": ", rank.status().message()));
       worker->Close(rank.status());
-      // A machine that cannot take part in this run, while the run takes shape: no later one will
-      // help.
+      // A machine that cannot take part in this run, while the run takes shape: no later one will help.
       if (absl::IsUnimplemented(rank.status()) && epoch_ == 0) FailLocked(rank.status());
       return;
     }
     slots_[*rank].Occupy(worker, hello, absl::Now());
-    Log(Kind::kWorkerJoined, absl::StrCat(membership_.Name(*rank), " joined from ", worker->peer()),
-        *rank);
+    Log(Kind::kWorkerJoined, absl::StrCat(membership_.Name(*rank), " joined from ", worker->peer()), *rank);
     ConfigureIfComplete();
   }
 
@@ -224,17 +205,14 @@ class ClusterImpl final : public Cluster {
                               static_cast<double>(message.progress().bytes_total()));
         return;
       case v1::WorkerMessage::kLoaded:
-        // Weights stay from epoch to epoch, so this is news even when the epoch has ended
-        // meanwhile.
+        // Weights stay from epoch to epoch, so this is news even when the epoch has ended meanwhile.
         slot.has_weights = true;
         slot.info.weight_bytes = message.loaded().weight_bytes();
         slot.info.load_fraction = 1;
         if (message.loaded().epoch() != epoch_ || phase_ != Phase::kLoading) return;
         slot.loaded = true;
         Log(Kind::kWeightsLoaded,
-            absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded",
-                         " its weights"),
-            rank);
+            absl::StrCat(membership_.Name(rank), message.loaded().kept() ? " kept" : " loaded", " its weights"), rank);
         return ConnectIfLoaded();
       case v1::WorkerMessage::kReady:
         if (message.ready().epoch() != epoch_ || phase_ != Phase::kConnecting) return;
@@ -246,7 +224,7 @@ class ClusterImpl final : public Cluster {
       case v1::WorkerMessage::kFailure:
         return HandleFailure(rank, message.failure());
       case v1::WorkerMessage::kHeartbeat:
-        slot.info.rss_bytes = message.heartbeat().rss_bytes();
+        if (slot.TakeHeartbeat(message.heartbeat(), epoch_)) steps_.NoteProgress(absl::Now());
         return;
       case v1::WorkerMessage::kHello:
       case v1::WorkerMessage::MESSAGE_NOT_SET:
@@ -261,9 +239,8 @@ class ClusterImpl final : public Cluster {
     ++slot.epoch_steps;
     if (rank != options_.mesh.RankOf(options_.mesh.pp - 1, 0)) return;
     if (!result.ok() || !steps_.IsDue(result->step) || result->epoch != epoch_) {
-      return GiveUp(
-          rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(),
-                                                 " that is not due: ", result.status().message())));
+      return GiveUp(rank, absl::InternalError(absl::StrCat("sent a result of step ", done.step(), " that is not due: ",
+                                                           result.status().message())));
     }
     steps_.Finish(absl::Now());
     fruitless_epochs_ = 0;
@@ -273,24 +250,22 @@ class ClusterImpl final : public Cluster {
   void HandleFailure(int rank, const v1::Failure& failure) {
     if (failure.epoch() != epoch_) return;
     const absl::Status status(static_cast<absl::StatusCode>(failure.code()), failure.message());
-    Log(Kind::kRankFailed, absl::StrCat(membership_.Name(rank), " failed: ", failure.message()),
-        rank);
+    Log(Kind::kRankFailed, absl::StrCat(membership_.Name(rank), " failed: ", failure.message()), rank);
     if (phase_ == Phase::kLoading) slots_[rank].has_weights = false;
     if ((phase_ == Phase::kLoading || phase_ == Phase::kConnecting) &&
         !IsTransient(status.code())) {
       return FailLocked(status);
     }
-    LoseEpoch(status);
+    // It tells of a peer, more often than not; of which one, the ranks' progress says better.
+    if (phase_ == Phase::kRunning && absl::IsDeadlineExceeded(status)) return BreakStall(status);
+    LoseEpoch(status, {});
   }
 
   // ---- epochs; REQUIRES: mutex_ is held ----
 
   void ConfigureIfComplete() {
     if (phase_ != Phase::kGathering || !membership_.complete()) return;
-    if (absl::Now() < settled_at_) {
-      tick_now_.notify_all();
-      return;
-    }
+    if (absl::Now() < settled_at_) return;
     arithmetic_ = membership_.FixArithmetic();
     std::vector<RankBytes> to_load;
     for (const RankBytes& bytes : needs_) {
@@ -337,23 +312,26 @@ class ClusterImpl final : public Cluster {
   }
 
   // The epoch is over; workers that are left keep their weights.
-  void LoseEpoch(const absl::Status& reason) {
-    if (phase_ != Phase::kLoading && phase_ != Phase::kConnecting && phase_ != Phase::kRunning)
+  void LoseEpoch(const absl::Status& reason, std::vector<ClusterFault::Culprit> culprits) {
+    if (phase_ != Phase::kLoading && phase_ != Phase::kConnecting && phase_ != Phase::kRunning) {
+      // A rank told of its peer's end before the peer's own link had ended.
+      if (last_fault_ && last_fault_->culprits.empty()) last_fault_->culprits = std::move(culprits);
       return;
+    }
+    ++num_faults_;
+    last_fault_ = {.culprits = std::move(culprits), .reason = std::string(reason.message()), .at = absl::Now()};
     Log(Kind::kEpochLost, absl::StrCat("epoch ", epoch_, " is lost: ", reason.message()));
     if (phase_ == Phase::kRunning) Post(RunnerLost{.epoch = epoch_, .reason = reason});
     if (phase_ != Phase::kRunning || (steps_.num_submitted() > 0 && steps_.num_done() == 0))
       ++fruitless_epochs_;
     if (fruitless_epochs_ > options_.max_fruitless_epochs) {
-      return FailLocked(
-          absl::Status(reason.code(), absl::StrCat(fruitless_epochs_,
-                                                   " epochs in a row came to nothing; "
-                                                   "the last: ",
-                                                   reason.message())));
+      return FailLocked(absl::Status(
+          reason.code(), absl::StrCat(fruitless_epochs_, " epochs in a row came to nothing; the last: ", reason.message())));
     }
     phase_ = Phase::kGathering;
     gather_deadline_ = absl::Now() + options_.rejoin_timeout;
     settled_at_ = membership_.complete() ? absl::Now() + kSettleTime : absl::InfinitePast();
+    ticker_->Wake();  // to wait no longer than that
     store_.Begin(epoch_ + 1);
     const CoordinatorMessagePtr message = AbortMessage(epoch_, std::string(reason.message()));
     for (RankSlot& slot : slots_) {
@@ -365,13 +343,13 @@ class ClusterImpl final : public Cluster {
   }
 
   // The worker of this rank has gone.
-  void Lose(int rank, const absl::Status& status) {
-    const absl::Status reason(status.code(),
-                              absl::StrCat(membership_.Name(rank), ": ", status.message()));
-    Log(Kind::kWorkerLost, absl::StrCat("lost ", reason.message()), rank);
+  void Lose(int rank, Kind kind, const absl::Status& status) {
+    const absl::Status reason(status.code(), absl::StrCat(membership_.Name(rank), ": ", status.message()));
+    const ClusterFault::Culprit culprit = slots_[rank].AsCulprit();
+    Log(kind, absl::StrCat("lost ", reason.message(), culprit.operation.empty() ? "" : "; last seen ", culprit.operation), rank);
     slots_[rank].Vacate();
     membership_.Leave(rank);
-    LoseEpoch(reason);
+    LoseEpoch(reason, {culprit});
   }
 
   // The worker of this rank may live, but is of no use.
@@ -380,7 +358,7 @@ class ClusterImpl final : public Cluster {
     if (options_.on_given_up) {
       events_.Post([this, rank, pid = slots_[rank].info.pid] { options_.on_given_up(rank, pid); });
     }
-    Lose(rank, status);
+    Lose(rank, Kind::kWorkerGivenUp, status);
   }
 
   void FailLocked(absl::Status reason) {
@@ -405,21 +383,20 @@ class ClusterImpl final : public Cluster {
 
   // ---- what time brings ----
 
-  void RunTicker() {
-    std::unique_lock lock(mutex_);
-    while (!ticker_ends_) {
+  // Until the next one.
+  absl::Duration Tick() {
+    absl::Duration wait = kTick;
+    {
+      std::lock_guard lock(mutex_);
       const absl::Time now = absl::Now();
-      const absl::Duration wait = settled_at_ > now ? std::min(kTick, settled_at_ - now) : kTick;
-      tick_now_.wait_for(lock, absl::ToChronoMicroseconds(wait) + std::chrono::microseconds(1));
-      Tick();
-      lock.unlock();
-      events_.Deliver();
-      lock.lock();
+      CheckTimes(now);
+      if (settled_at_ > now) wait = std::min(wait, settled_at_ - now);
     }
+    events_.Deliver();
+    return wait;
   }
 
-  void Tick() {
-    const absl::Time now = absl::Now();
+  void CheckTimes(absl::Time now) {
     const absl::Duration pause = now - last_tick_;
     last_tick_ = now;
     if (pause > kPauseThreshold) {
@@ -428,7 +405,7 @@ class ClusterImpl final : public Cluster {
     }
     for (int rank = 0; rank < options_.mesh.size(); ++rank) CheckAlive(rank, now);
     if (phase_ == Phase::kRunning) {
-      if (const auto late = steps_.Late(now)) LoseEpoch(LateStep(*late));
+      if (const absl::Status moves = steps_.CheckMoves(now); !moves.ok()) BreakStall(moves);
     }
     if (phase_ != Phase::kGathering) return;
     ConfigureIfComplete();
@@ -450,18 +427,19 @@ class ClusterImpl final : public Cluster {
     if (!alive.ok()) GiveUp(rank, alive);
   }
 
-  // Names the ranks that are furthest behind.
-  absl::Status LateStep(const StepsInFlight::LateStep& late) const {
-    uint64_t least = UINT64_MAX;
-    for (const RankSlot& slot : slots_) least = std::min(least, slot.epoch_steps);
-    std::vector<std::string> behind;
+  // Ends the epoch, without the rank that the others wait for when it is one.
+  void BreakStall(const absl::Status& symptom) {
+    const absl::Time now = absl::Now();
+    std::vector<StalledRank> ranks;
     for (const RankSlot& slot : slots_) {
-      if (slot.epoch_steps == least) behind.push_back(membership_.Name(slot.info.rank));
+      ranks.push_back(slot.AsStalled(membership_.Name(slot.info.rank), steps_.num_submitted(), now));
     }
-    return absl::DeadlineExceededError(
-        absl::StrCat("step ", late.number, " is not done after ",
-                     absl::FormatDuration(late.deadline), "; furthest behind, ", least,
-                     " steps into the epoch: ", absl::StrJoin(behind, ", ")));
+    const std::vector<int> behind = FindCulprits(options_.mesh, ranks);
+    std::vector<ClusterFault::Culprit> culprits;
+    for (int rank : behind) culprits.push_back(slots_[rank].AsCulprit());
+    const absl::Status status(symptom.code(), absl::StrCat(symptom.message(), "; ", DescribeStall(ranks, behind)));
+    if (behind.size() == 1) return GiveUp(behind[0], status);
+    LoseEpoch(status, std::move(culprits));
   }
 
   // The listener is set when events are delivered, and not before.
@@ -486,6 +464,8 @@ class ClusterImpl final : public Cluster {
   Membership membership_;
   std::vector<RankSlot> slots_;  // by rank
   EpochStore store_;
+  uint64_t num_faults_ = 0;
+  std::optional<ClusterFault> last_fault_;
   Phase phase_ = Phase::kGathering;
   uint64_t epoch_ = 0;  // of the last Configure
   std::string arithmetic_;
@@ -497,9 +477,7 @@ class ClusterImpl final : public Cluster {
   std::function<void(RunnerEvent)> listener_;  // set once
   EventQueue events_;                          // delivered out of mutex_
 
-  std::condition_variable tick_now_;
-  bool ticker_ends_ = false;
-  std::thread ticker_;
+  std::unique_ptr<Ticker> ticker_;
   std::unique_ptr<WorkerLinkServer> server_;
 };
 

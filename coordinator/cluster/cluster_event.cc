@@ -15,6 +15,8 @@ const char* NameOf(ClusterEvent::Kind kind) {
       return "rank_failed";
     case Kind::kWorkerLost:
       return "worker_lost";
+    case Kind::kWorkerGivenUp:
+      return "worker_given_up";
     case Kind::kEpochReady:
       return "epoch_ready";
     case Kind::kEpochLost:

@@ -12,7 +12,8 @@ struct ClusterEvent {
     kWorkerJoined,
     kWeightsLoaded,
     kRankFailed,
-    kWorkerLost,
+    kWorkerLost,     // it went
+    kWorkerGivenUp,  // dropped: it is silent, keeps the others waiting or talks nonsense
     kEpochReady,
     kEpochLost,
     kClusterFailed,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 
 namespace plumbline {
@@ -12,7 +13,7 @@ void StepsInFlight::BeginEpoch() {
 }
 
 void StepsInFlight::Submit(uint64_t step, int64_t num_rows, absl::Time now) {
-  if (steps_.empty()) front_began_at_ = now;
+  if (steps_.empty()) front_began_at_ = quiet_since_ = now;
   steps_.push_back({step, num_rows});
   ++num_submitted_;
 }
@@ -21,17 +22,21 @@ void StepsInFlight::Finish(absl::Time now) {
   PL_CHECK(!steps_.empty());
   clock_.Observe(steps_.front().num_rows, now - front_began_at_);
   steps_.pop_front();
-  front_began_at_ = now;
+  front_began_at_ = quiet_since_ = now;
   ++num_done_;
 }
 
-void StepsInFlight::Excuse(absl::Duration pause) { front_began_at_ += pause; }
+void StepsInFlight::Excuse(absl::Duration pause) {
+  front_began_at_ += pause;
+  quiet_since_ += pause;
+}
 
-std::optional<StepsInFlight::LateStep> StepsInFlight::Late(absl::Time now) const {
-  if (steps_.empty()) return std::nullopt;
+absl::Status StepsInFlight::CheckMoves(absl::Time now) const {
+  if (steps_.empty()) return absl::OkStatus();
   const absl::Duration deadline = clock_.DeadlineOf(steps_.front().num_rows);
-  if (now - front_began_at_ <= deadline) return std::nullopt;
-  return LateStep{steps_.front().number, deadline};
+  if (now - quiet_since_ <= deadline) return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat("step ", steps_.front().number, " has stood still for ",
+                                                  absl::FormatDuration(deadline)));
 }
 
 }  // namespace plumbline
