@@ -430,6 +430,32 @@ TEST(ClusterTest, AStepThatStandsStillIsBlamedOnTheRankThatTheOthersWaitFor) {
   }
 }
 
+// Steps of one row, then one of 64 that takes far longer than a late step may: the ranks enter calls all the while.
+TEST(ClusterTest, ALongStepAfterShortOnesIsLeftInPeace) {
+  ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
+  auto config = nlohmann::json::parse(options.config_json);
+  config["intermediate_size"] = 1 << 12;  // slow, in plain loops
+  const std::vector<std::string> four_layers = config["layer_types"];
+  for (int i = 0; i < 3; ++i) {
+    for (const std::string& type : four_layers) config["layer_types"].push_back(type);
+  }
+  config["num_hidden_layers"] = 16;
+  options.config_json = config.dump();
+  options.random_seed = 1;
+  options.arithmetic = "reference-1";
+  options.late_step_least = absl::Milliseconds(1200);  // two heartbeats and a bit
+  const absl::Duration least = options.late_step_least;
+  LaunchedCluster run(std::move(options));
+  const RunnerReady ready = run.events.Next<RunnerReady>();
+  for (int i = 0; i < 4; ++i) Generate(run, ready.epoch, {1}, 1);
+  const absl::Time begin = absl::Now();
+  Generate(run, ready.epoch, std::vector<int32_t>(64, 1), 1);
+  const absl::Duration took = absl::Now() - begin;
+  EXPECT_GT(took, 2 * least) << "too fast to tell";
+  EXPECT_EQ(run.cluster->Snapshot().num_faults, 0u) << run.Log();
+  std::printf("a step of 64 rows took %.1f s\n", absl::ToDoubleSeconds(took));
+}
+
 TEST(ClusterTest, AModelThatCannotBeHeldEndsTheRunWithOneCause) {
   const std::string dir = testing::TempDir() + absl::StrCat("/cluster_test_", getpid());
   std::filesystem::create_directory(dir);
