@@ -7,13 +7,42 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "deploy/demo_model/model"
 
 
-class Server:
+class HttpClient:
+    """Requests to the server at self.http."""
+    http: str
+
+    def post(self, path: str, body: dict) -> dict:
+        request = urllib.request.Request(self.http + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return json.load(response)
+
+    def stream(self, path: str, body: dict):
+        """Chunks of a streamed response, as they arrive."""
+        request = urllib.request.Request(self.http + path, json.dumps({**body, "stream": True}).encode(),
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            for line in response:
+                data = line.decode().strip().removeprefix("data: ")
+                if data and data != "[DONE]":
+                    yield json.loads(data)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body, whatever the status."""
+        try:
+            with urllib.request.urlopen(self.http + path, timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+class Server(HttpClient):
     def __init__(self, plumbline: str, *arguments: str) -> None:
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen(
@@ -57,21 +86,6 @@ class Server:
                 found[int(arguments[arguments.index("--rank") + 1])] = int(entry.name)
         return [found[rank] for rank in sorted(found)]
 
-    def post(self, path: str, body: dict) -> dict:
-        request = urllib.request.Request(self.http + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as response:
-            return json.load(response)
-
-    def stream(self, path: str, body: dict):
-        """Chunks of a streamed response, as they arrive."""
-        request = urllib.request.Request(self.http + path, json.dumps({**body, "stream": True}).encode(),
-                                         {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as response:
-            for line in response:
-                data = line.decode().strip().removeprefix("data: ")
-                if data and data != "[DONE]":
-                    yield json.loads(data)
-
 
 def is_running(pid: int) -> bool:
     try:
@@ -91,3 +105,12 @@ def wait_gone(pids: list[int], seconds: float) -> bool:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(condition, seconds: float, what: str) -> float:
+    """Seconds until the condition holds."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.005)
+    return time.monotonic() - start
