@@ -23,8 +23,8 @@ namespace plumbline {
 namespace {
 
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
-constexpr absl::Duration kHealthyLife =
-    absl::Seconds(10);  // after which a death is not the last one's fault
+// After which a death has nothing to do with the one before; how often that may happen, max_restarts_per_minute says.
+constexpr absl::Duration kHealthyLife = absl::Seconds(1);
 constexpr size_t kMaxLineBytes = 16 << 10;
 constexpr int kUsageExitCode = 2;
 
