@@ -119,7 +119,7 @@ struct LaunchedCluster {
   explicit LaunchedCluster(ClusterOptions options) {
     options.on_event = [this](const ClusterEvent& event) {
       std::lock_guard lock(mutex);
-      log.push_back(event.text);
+      log.push_back(absl::StrCat(NameOf(event.kind), " ", event.rank, ": ", event.text));
     };
     options.on_given_up = [this](int rank, int64_t pid) { launcher->Kill(rank, pid); };
     const std::string token = options.join_token;
@@ -412,12 +412,20 @@ TEST(ClusterTest, AStepThatStandsStillIsBlamedOnTheRankThatTheOthersWaitFor) {
       Generation generation = {.sequence = expected.prompt,
                                .num_prompt_tokens = static_cast<int>(expected.prompt.size())};
       run.cluster->Submit(generation.NextPlan(ready.epoch));
+      absl::Duration stalled_for;
+      for (int i = 0; i < 1000 && stalled_for < absl::Milliseconds(600); ++i) {  // heartbeats would tell of progress by then
+        absl::SleepFor(absl::Milliseconds(2));
+        stalled_for = run.cluster->Snapshot().stalled_for;
+      }
+      EXPECT_GE(stalled_for, absl::Milliseconds(600));
       const RunnerLost lost = run.events.Next<RunnerLost>(absl::Seconds(10));
       EXPECT_FALSE(lost.fatal);
       const std::string name = absl::StrCat("rank ", victim, " (", stopped.host, " ", stopped.pid, ")");
       EXPECT_THAT(std::string(lost.reason.message()), HasSubstr(absl::StrCat("furthest behind: ", name, " ")));
       EXPECT_THAT(std::string(lost.reason.message()), HasSubstr("; others: rank "));
+      EXPECT_THAT(run.Log(), HasSubstr(absl::StrCat("worker_given_up ", victim, ": lost ", name)));
       const ClusterSnapshot snapshot = run.cluster->Snapshot();
+      EXPECT_EQ(snapshot.stalled_for, absl::ZeroDuration());
       ASSERT_TRUE(snapshot.last_fault);
       ASSERT_EQ(snapshot.last_fault->culprits.size(), 1u) << snapshot.last_fault->reason;
       EXPECT_EQ(snapshot.last_fault->culprits[0].rank, victim);

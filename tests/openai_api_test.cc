@@ -703,7 +703,7 @@ TEST_F(OpenAiApiTest, HealthAndMetricsNameWhoWasAtFault) {
       .reason = "it stood still",
       .at = absl::FromUnixSeconds(1700000000)};
   const Json fault = Json::parse(Get("/health").body)["last_fault"];
-  EXPECT_EQ(fault["time"], 1700000000);
+  EXPECT_EQ(fault["time_ms"], 1700000000000);
   EXPECT_EQ(fault["reason"], "it stood still");
   EXPECT_EQ(fault["culprits"], Json::parse(R"([{"rank": 1, "host": "left", "pid": 77,
                                                 "operation": "computing in step 5 after collective 9"}])"));

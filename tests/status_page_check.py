@@ -1,14 +1,16 @@
 """The status page in Debian's chromium, against a running server of TP 2 x PP 2: it loads without complaints, shows every
-rank with its layers, and answers a chat message, on a wide and on a narrow screen; with keys it asks for one. The log of all that is JSON without prompts.
+rank with its layers, and answers a chat message, on a wide and on a narrow screen; with keys it asks for one; of a stall it
+shows what each rank is at, and after a fault who it was. The log of all that is JSON without prompts.
 usage: status_page_check.py PLUMBLINE [FOLDER]: screenshots go to FOLDER when it is given.
 Exits with 77 (skipped) where chromium is not installed."""
 import json
 import pathlib
+import re
 import sys
 import tempfile
 
 import chromium
-from server_process import ROOT, Server
+from server_process import ROOT, Server, kill
 
 SIZES = {"wide": (1280, 900), "narrow": (375, 812)}
 NUM_LAYERS = json.loads((ROOT / "deploy/demo_model/model/config.json").read_text())["num_hidden_layers"]
@@ -56,14 +58,48 @@ def check_page(server: Server, folder: pathlib.Path) -> None:
                 assert browser.complaints == [], browser.complaints
 
 
+def check_stall(browser: chromium.Browser) -> None:
+    """What the page says of a cluster that the server calls stalled; made up here, because a real one is over within seconds."""
+    browser.value("""window.serverFetch = window.fetch; window.fetch = async (...call) => {
+        const body = await (await window.serverFetch(...call)).json();
+        body.cluster.stalled_ms = 2500;
+        body.cluster.ranks.forEach((rank, index) => { rank.operation = `waiting in <b>all-gather</b> ${index} of step 1234567`; });
+        return new Response(JSON.stringify(body));
+    }; null""")
+    for index in range(4):
+        browser.wait(f"document.querySelectorAll('#ranks tbody tr')[{index}].lastChild.innerText.endsWith('<b>all-gather</b> {index} of step 1234567')")
+    assert not browser.value(SCROLLS), "the operations make the page wider than the screen"
+    browser.value("window.fetch = window.serverFetch; null")
+    browser.wait("!document.querySelector('#ranks').innerText.includes('1234567')")
+
+
+def check_fault(server: Server, folder: pathlib.Path) -> None:
+    """A worker is killed: the page names it."""
+    with chromium.Browser() as browser:
+        browser.open(server.http + "/", *SIZES["narrow"])
+        rows(browser)
+        assert browser.value("document.querySelector('#last-fault').hidden"), "a fault is shown before there was one"
+        check_stall(browser)
+        pid = server.workers()[2]
+        kill(pid)
+        browser.wait("!document.querySelector('#last-fault').hidden")
+        line = browser.value("document.querySelector('#last-fault').textContent")
+        assert re.fullmatch(rf"Last of 1 fault, \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: rank 2 \(\S+ {pid}\) idle after step \d+", line), line
+        check_ranks(browser)
+        assert not browser.value(SCROLLS), "the fault makes the page wider than the screen"
+        browser.screenshot(folder / "fault.png")
+        assert browser.complaints == [], browser.complaints
+
+
 def check_log(server: Server) -> None:
     """The requests of the page stand in the log, each on a line of its own, without what was said."""
     lines = [json.loads(line) for line in server.stderr().splitlines()]
     chats = [line for line in lines if line["event"] == "request" and line["endpoint"] == "/v1/chat/completions"]
     assert len(chats) == 4 and all(line["status"] == 200 and line["generated_tokens"] > 0 for line in chats), chats
     assert all(0 < line["first_token_ms"] <= line["total_ms"] for line in chats), chats
-    assert sum(line["event"] == "worker_joined" for line in lines) == 4, lines
-    assert [line["epoch"] for line in lines if line["event"] == "epoch_ready"] == [1], lines
+    assert sum(line["event"] == "worker_joined" for line in lines) == 5, lines
+    assert [line["epoch"] for line in lines if line["event"] == "epoch_ready"] == [1, 2], lines
+    assert [(line["rank"], line["epoch"]) for line in lines if line["event"] == "worker_lost"] == [(2, 1)], lines
     assert "What is" not in server.stderr(), "a prompt stands in the log"
 
 
@@ -89,9 +125,10 @@ def main() -> None:
         folder = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else temporary)
         with Server(sys.argv[1], "--tp", "2", "--pp", "2", "--log-format", "json") as server:
             check_page(server, folder)
+            check_fault(server, folder)
             check_log(server)
         check_key(sys.argv[1], pathlib.Path(temporary))
-    print(f"the page works at {' and '.join(str(width) for width, _ in SIZES.values())} px, light and dark, with and without keys")
+    print(f"the page works at {' and '.join(str(width) for width, _ in SIZES.values())} px, light and dark, with and without keys, in a stall and after a fault")
 
 
 if __name__ == "__main__":

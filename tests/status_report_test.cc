@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/time/clock.h"
@@ -68,11 +69,14 @@ class FixedEngine final : public Engine {
 class TwoRanks final : public ClusterInfo {
  public:
   ClusterSnapshot Snapshot() const override {
-    return {.epoch = 4, .tp = 1, .pp = 2, .arithmetic = "cpu-test-1", .ready = true,
+    return {.epoch = 4, .tp = 1, .pp = 2, .arithmetic = "cpu-test-1", .ready = true, .stalled_for = absl::Milliseconds(2500),
             .ranks = {{.rank = 0, .first_layer = 0, .last_layer = 3, .host = "a", .pid = 12, .state = "ready", .steps = 5,
-                       .rss_bytes = 2048, .planned_bytes = 1024},
-                      {.rank = 1, .stage = 1, .first_layer = 3, .last_layer = 4, .host = "b", .state = "lost"}}};
+                       .rss_bytes = 2048, .planned_bytes = 1024, .operation = "waiting in send 5 of step 5"},
+                      {.rank = 1, .stage = 1, .first_layer = 3, .last_layer = 4, .host = "b", .state = "lost"}},
+            .num_faults = 2, .last_fault = last_fault};
   }
+
+  std::optional<ClusterFault> last_fault;
 };
 
 class StatusReportTest : public ::testing::Test {
@@ -117,6 +121,20 @@ TEST_F(StatusReportTest, ShowsClusterCachesAndModel) {
   EXPECT_EQ(status["engine"]["kv_blocks_used"], 9);
   EXPECT_EQ(status["prefix_cache"]["hit_tokens"], 640);
   EXPECT_EQ(status["requests"]["count"], 0);
+}
+
+TEST_F(StatusReportTest, ShowsWhatRanksAreAtAndTheLastFault) {
+  const Json before = Get()["cluster"];
+  EXPECT_EQ(before["stalled_ms"], 2500);
+  EXPECT_EQ(before["ranks"][0]["operation"], "waiting in send 5 of step 5");
+  EXPECT_EQ(before["faults"], 2);
+  EXPECT_TRUE(before["last_fault"].is_null());
+  cluster_.last_fault = ClusterFault{.culprits = {{.rank = 1, .host = "b", .pid = 13, .operation = "idle after step 4"}},
+                                     .reason = "it stood still",
+                                     .at = kStart};
+  EXPECT_EQ(Get()["cluster"]["last_fault"],
+            Json::parse(R"({"time_ms": 1700000000000, "reason": "it stood still",
+                            "culprits": [{"rank": 1, "host": "b", "pid": 13, "operation": "idle after step 4"}]})"));
 }
 
 TEST_F(StatusReportTest, AKeySeesItsOwnRequestsAndTheOperatorAll) {

@@ -25,7 +25,9 @@ TEST(StepsInFlightTest, AStepThatStandsStillIsLate) {
   StepsInFlight steps(kOptions);
   const absl::Time now = RunShortSteps(steps);
   EXPECT_TRUE(steps.CheckMoves(now + absl::Hours(1)).ok()) << "nothing is in flight";
+  EXPECT_EQ(steps.QuietFor(now + absl::Hours(1)), absl::ZeroDuration());
   steps.Submit(40, 1, now);
+  EXPECT_EQ(steps.QuietFor(now + absl::Seconds(3)), absl::Seconds(3));
   EXPECT_TRUE(steps.CheckMoves(now + absl::Seconds(3.9)).ok());
   EXPECT_EQ(steps.CheckMoves(now + absl::Seconds(4.1)), absl::DeadlineExceededError("step 40 has stood still for 4s"));
 }
@@ -39,7 +41,9 @@ TEST(StepsInFlightTest, ALongStepThatMovesIsNeverLateAfterShortOnes) {
     for (int second = 0; second < 600; ++second) {
       now += absl::Seconds(1);
       ASSERT_TRUE(steps.CheckMoves(now).ok()) << num_rows << " rows after " << second << " s";
-      if (second % 3 == 0) steps.NoteProgress(now);
+      if (second % 3 != 0) continue;
+      steps.NoteProgress(now);
+      EXPECT_EQ(steps.QuietFor(now), absl::ZeroDuration());
     }
     EXPECT_FALSE(steps.CheckMoves(now + absl::Seconds(119)).ok());
     steps.Finish(now);

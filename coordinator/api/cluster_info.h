@@ -46,6 +46,7 @@ struct ClusterSnapshot {
   int pp = 1;
   std::string arithmetic;  // empty until one is agreed on
   bool ready = false;
+  absl::Duration stalled_for;  // steps are under way and no rank has come further for so long; else zero
   std::vector<RankInfo> ranks;
   uint64_t num_faults = 0;
   std::optional<ClusterFault> last_fault;

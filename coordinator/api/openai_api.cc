@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "coordinator/api/api_error.h"
+#include "coordinator/api/fault_json.h"
 #include "coordinator/api/readiness.h"
 #include "coordinator/api/traced_responder.h"
 #include "coordinator/api/web_assets.h"
@@ -22,18 +23,6 @@ constexpr char kAssetPath[] = "/web/";
 
 std::string RandomId(const char* prefix) {
   return absl::StrFormat("%s%016x%016x", prefix, RandomSeed(), RandomSeed());
-}
-
-ResponseJson FaultJson(const ClusterFault& fault) {
-  ResponseJson json = {{"time", absl::ToUnixSeconds(fault.at)}, {"reason", fault.reason}};
-  json["culprits"] = ResponseJson::array();
-  for (const ClusterFault::Culprit& culprit : fault.culprits) {
-    json["culprits"].push_back({{"rank", culprit.rank},
-                                {"host", culprit.host},
-                                {"pid", culprit.pid},
-                                {"operation", culprit.operation}});
-  }
-  return json;
 }
 
 const nlohmann::ordered_json* OrNull(const nlohmann::ordered_json& json) {
@@ -361,7 +350,7 @@ absl::Status OpenAiApi::Health(Call& call) {
   if (options_.cluster != nullptr) {
     const ClusterSnapshot cluster = options_.cluster->Snapshot();
     json["faults"] = cluster.num_faults;
-    if (cluster.last_fault) json["last_fault"] = FaultJson(*cluster.last_fault);
+    if (cluster.last_fault) json["last_fault"] = ResponseJson(FaultJson(*cluster.last_fault));
   }
   call.Answer(json);
   return absl::OkStatus();

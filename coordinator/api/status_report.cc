@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "coordinator/api/api_error.h"
+#include "coordinator/api/fault_json.h"
 #include "coordinator/api/readiness.h"
 #include "nlohmann/json.hpp"
 #include "proto/status.h"
@@ -69,6 +70,7 @@ Json RankJson(const RankInfo& rank) {
           {"state", rank.state},
           {"load_fraction", Rounded(rank.load_fraction)},
           {"steps", rank.steps},
+          {"operation", rank.operation},
           {"memory_bytes", rank.rss_bytes},
           {"planned_bytes", rank.planned_bytes},
           {"weight_bytes", rank.weight_bytes}};
@@ -81,6 +83,9 @@ Json ClusterJson(const ClusterSnapshot& cluster) {
           {"tp", cluster.tp},
           {"pp", cluster.pp},
           {"arithmetic", cluster.arithmetic},
+          {"stalled_ms", absl::ToInt64Milliseconds(cluster.stalled_for)},
+          {"faults", cluster.num_faults},
+          {"last_fault", cluster.last_fault ? FaultJson(*cluster.last_fault) : Json()},
           {"ranks", std::move(ranks)}};
 }
 

@@ -120,9 +120,11 @@ class ClusterImpl final : public Cluster {
                                 .pp = options_.mesh.pp,
                                 .arithmetic = arithmetic_,
                                 .ready = phase_ == Phase::kRunning,
+                                .stalled_for = absl::ZeroDuration(),
                                 .ranks = {},
                                 .num_faults = num_faults_,
                                 .last_fault = last_fault_};
+    if (snapshot.ready) snapshot.stalled_for = steps_.QuietFor(absl::Now());
     for (const RankSlot& slot : slots_) snapshot.ranks.push_back(slot.info);
     return snapshot;
   }

@@ -42,6 +42,7 @@ void RankSlot::BeginEpoch(absl::Time now) {
   loaded = connected = false;
   epoch_steps = 0;
   progress = {};
+  info.operation = Describe(progress);
   last_progress = now;
   info.state = "loading";
 }

@@ -31,10 +31,14 @@ void StepsInFlight::Excuse(absl::Duration pause) {
   quiet_since_ += pause;
 }
 
+absl::Duration StepsInFlight::QuietFor(absl::Time now) const {
+  return steps_.empty() ? absl::ZeroDuration() : now - quiet_since_;
+}
+
 absl::Status StepsInFlight::CheckMoves(absl::Time now) const {
   if (steps_.empty()) return absl::OkStatus();
   const absl::Duration deadline = clock_.DeadlineOf(steps_.front().num_rows);
-  if (now - quiet_since_ <= deadline) return absl::OkStatus();
+  if (QuietFor(now) <= deadline) return absl::OkStatus();
   return absl::DeadlineExceededError(absl::StrCat("step ", steps_.front().number, " has stood still for ",
                                                   absl::FormatDuration(deadline)));
 }

@@ -26,6 +26,8 @@ class StepsInFlight {
   // The coordinator itself stood still for so long.
   void Excuse(absl::Duration pause);
 
+  // How long nothing has moved; zero without steps.
+  absl::Duration QuietFor(absl::Time now) const;
   // DEADLINE_EXCEEDED, naming the oldest step, when nothing has moved for longer than such a step takes as a whole.
   absl::Status CheckMoves(absl::Time now) const;
 

@@ -33,6 +33,11 @@ export function age(ms) {
   return hours < 48 ? hours + ' h ' + (minutes % 60) + ' min' : Math.floor(hours / 24) + ' days';
 }
 
+// 2026-11-22 14:03:11, where the reader is.
+export function time(ms) {
+  return new Date(ms).toLocaleString('sv');
+}
+
 export function percent(part, whole) {
   return whole > 0 ? Math.round(100 * part / whole) + ' %' : '–';
 }

@@ -5,6 +5,7 @@ import * as format from './format.js';
 import {Plot} from './plot.js';
 
 const kPollMs = 1000;
+const kStalledMs = 2000;  // several heartbeats are due by then
 const kSamples = 300;  // as many as the server keeps
 const kKeyName = 'plumbline-api-key';
 
@@ -97,9 +98,21 @@ function showRanks(cluster) {
     cell(row, 'Steps', format.integer(rank.steps), 'number');
     const isLoading = rank.state === 'loading' && rank.load_fraction < 1;
     const word = isLoading ? `loading ${Math.round(100 * rank.load_fraction)} %` : rank.state;
-    cell(row, 'State', stateOf(word, {ready: 'good', loading: 'busy', lost: 'bad'}[rank.state]));
+    const state = [stateOf(word, {ready: 'good', loading: 'busy', lost: 'bad'}[rank.state])];
+    if (cluster.stalled_ms >= kStalledMs) state.push(faint(' ' + rank.operation));
+    cell(row, 'State', state, state.length > 1 ? 'text' : '');
     return row;
   }));
+}
+
+function showLastFault(cluster) {
+  const fault = cluster.last_fault;
+  element('last-fault').hidden = fault === null;
+  if (fault === null) return;
+  const named = fault.culprits.map((culprit) => `rank ${culprit.rank} (${culprit.host} ${culprit.pid}) ${culprit.operation}`);
+  element('last-fault').textContent =
+      `Last of ${cluster.faults} ${cluster.faults === 1 ? 'fault' : 'faults'}, ${format.time(fault.time_ms)}: ` +
+      (named.length ? named.join('; ') : fault.reason);
 }
 
 function showRequests(requests) {
@@ -165,7 +178,10 @@ function show() {
   if (status.draining) showState('draining', 'busy', facts.join(' · '));
   else if (status.ready) showState('ready', 'good', facts.join(' · '));
   else showState('not ready: ' + status.not_ready_because, 'bad', facts.join(' · '));
-  if (cluster) showRanks(cluster);
+  if (cluster) {
+    showRanks(cluster);
+    showLastFault(cluster);
+  }
   showRequests(status.requests);
   showCaches(status.engine, status.prefix_cache);
   for (const plot of plots) plot.update(history);
