@@ -35,6 +35,8 @@ GenerationRequest RandomRequest(std::mt19937& random, const ClusterCapacity& cap
   if (random() % 4 == 0) request.sampling.presence_penalty = 0.5;
   if (random() % 4 == 0) request.sampling.logit_bias = {{3, 1.5f}, {5, -1.f}};
   if (random() % 4 == 0) request.num_prompt_logprobs = static_cast<int32_t>(random() % 3);
+  const int64_t key_id = random() % 4;
+  request.owner = {.key_id = key_id, .priority = key_id == 3 ? 1 : 0, .share = 1 + key_id * 3};
   return request;
 }
 
@@ -88,6 +90,7 @@ void RunSeed(uint32_t seed, Totals& totals) {
   EXPECT_EQ(blocks.num_free_blocks(), capacity.num_blocks);
   EXPECT_EQ(blocks.num_free_slots(), capacity.num_state_slots);
   EXPECT_EQ(simulation.scheduler().num_running() + simulation.scheduler().num_waiting(), 0);
+  EXPECT_THAT(simulation.scheduler().queue().flows(), IsEmpty());
   EXPECT_EQ(simulation.scheduler().NextDeadline(), absl::InfiniteFuture());
   totals.finished += simulation.num_finished();
   totals.preemptions += simulation.scheduler().num_preemptions();

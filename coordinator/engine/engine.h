@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "coordinator/engine/request_owner.h"
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/engine/step_timer.h"
 #include "parallel/step_plan.h"
@@ -48,6 +49,7 @@ struct GenerationRequest {
   int32_t num_prompt_logprobs = -1;   // log-probabilities of prompt[1..] with so many alternatives; -1: none
   bool return_logits = false;         // f32 logits of every position, for audits
   absl::Time deadline = absl::InfiniteFuture();
+  RequestOwner owner;
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };

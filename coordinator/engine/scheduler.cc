@@ -39,6 +39,7 @@ int64_t Scheduler::Lose() {
   const int64_t num_lost = num_running();
   for (const auto& [id, sequence] : running_) {
     sequence->cache = {};
+    queue_.Wait(*sequence);
     waiting_.emplace(id, sequence);
   }
   running_.clear();
@@ -53,13 +54,16 @@ void Scheduler::Add(Sequence* sequence) {
   PL_CHECK(waiting_.empty() || waiting_.rbegin()->first < sequence->id());
   PL_CHECK(running_.empty() || running_.rbegin()->first < sequence->id());
   PL_CHECK(!capacity_ || Fits(*capacity_, sequence->max_cached()));
+  queue_.Enter(*sequence, next_step_);
   waiting_.emplace(sequence->id(), sequence);
   deadlines_.emplace(sequence->request().deadline, sequence->id());
 }
 
 void Scheduler::Remove(Sequence* sequence) {
+  if (sequence->flow == nullptr) return;
   if (running_.erase(sequence->id()) > 0) ReleaseCaches(*sequence);
   waiting_.erase(sequence->id());
+  queue_.Leave(*sequence);
   deadlines_.erase({sequence->request().deadline, sequence->id()});
   for (InFlightStep& step : in_flight_) {
     for (ScheduledRows& rows : step.rows) {
@@ -75,9 +79,9 @@ std::optional<StepPlan> Scheduler::Schedule() {
   draft.plan.step = next_step_;
   draft.record.step = next_step_;
   draft.budget = capacity_->max_step_tokens;
+  ScheduleAhead(draft);
   ScheduleDecodes(draft);
-  // Nobody is admitted past an older prompt that waits for budget.
-  if (SchedulePrompts(draft)) Admit(draft);
+  SchedulePrompts(draft);
   if (draft.plan.sequences.empty()) {
     PL_CHECK(!in_flight_.empty() || (running_.empty() && waiting_.empty()));
     return std::nullopt;
@@ -88,52 +92,111 @@ std::optional<StepPlan> Scheduler::Schedule() {
   return std::move(draft.plan);
 }
 
-void Scheduler::ScheduleDecodes(Draft& draft) {
+int64_t Scheduler::DecodeSeats() const {
   // With stages, decodes are dealt out over the steps that can be in flight, so that no stage
   // waits.
   const int64_t stages = capacity_->pipeline_stages;
-  const int64_t seats = (num_running() + stages - 1) / stages;
-  std::vector<Sequence*> ready;
+  return (num_running() + stages - 1) / stages;
+}
+
+absl::btree_map<Flow*, std::deque<Sequence*>> Scheduler::ReadyDecodes() const {
+  absl::btree_map<Flow*, std::deque<Sequence*>> ready;
   for (const auto& [id, sequence] : running_) {
-    if (!sequence->in_flight && IsDecode(*sequence)) ready.push_back(sequence);
+    if (!sequence->in_flight && IsDecode(*sequence)) ready[sequence->flow].push_back(sequence);
   }
-  std::stable_sort(ready.begin(), ready.end(), [](const Sequence* a, const Sequence* b) {
-    return a->last_step < b->last_step;
-  });
-  for (Sequence* sequence : ready) {
-    if (draft.budget == 0 || static_cast<int64_t>(draft.plan.sequences.size()) >= seats) return;
+  for (auto& [flow, sequences] : ready) {
+    std::stable_sort(sequences.begin(), sequences.end(), [](const Sequence* a, const Sequence* b) {
+      return a->last_step < b->last_step;
+    });
+  }
+  return ready;
+}
+
+void Scheduler::ScheduleAhead(Draft& draft) {
+  if (queue_.num_present() < 2) return;
+  Sequence* const next = NextPrompt(draft);
+  if (next == nullptr) return;
+  int64_t num_decodes = 0;
+  bool is_before_decodes = false;
+  for (const auto& [flow, sequences] : ReadyDecodes()) {
+    num_decodes += static_cast<int64_t>(sequences.size());
+    is_before_decodes |= FairQueue::Before(*next->flow, *flow);
+  }
+  int64_t budget = draft.budget - std::min(num_decodes, DecodeSeats());
+  const bool is_crowded = budget < kGridTokens;
+  if (is_crowded && !is_before_decodes) return;
+  if (is_crowded) budget = std::max<int64_t>(kGridTokens, draft.budget / 2 / kGridTokens * kGridTokens);
+  if (!running_.contains(next->id())) {
+    draft.admits = Admit(draft, *next, budget, Room::kYielded);
+  } else if (is_crowded) {
+    Plan(draft, *next, NextCount(*next, budget));
+  }
+}
+
+void Scheduler::ScheduleDecodes(Draft& draft) {
+  auto ready = ReadyDecodes();
+  int64_t seats = DecodeSeats();
+  while (!ready.empty() && seats > 0 && draft.budget > 0) {
+    const auto next = std::min_element(ready.begin(), ready.end(), [](const auto& a, const auto& b) {
+      return FairQueue::Before(*a.first, *b.first);
+    });
+    Sequence* const sequence = next->second.front();
+    next->second.pop_front();
+    if (next->second.empty()) ready.erase(next);
     // One further up in the list may have preempted this one; one without room waits for its turn.
     if (!running_.contains(sequence->id()) || !EnsureBlocks(draft, *sequence)) continue;
     Plan(draft, *sequence, 1);
+    --seats;
   }
 }
 
-bool Scheduler::SchedulePrompts(Draft& draft) {
+Sequence* Scheduler::NextPrompt(const Draft& draft) {
+  Sequence* next = nullptr;
+  const auto consider = [&next](Sequence* sequence) {
+    if (next == nullptr || FairQueue::Before(*sequence->flow, *next->flow)) next = sequence;
+  };
   for (const auto& [id, sequence] : running_) {
-    if (sequence->in_flight || IsDecode(*sequence)) continue;
-    const int64_t count = NextCount(*sequence, draft.budget);
-    if (count == 0) return false;
-    Plan(draft, *sequence, count);
+    if (!sequence->in_flight && !IsDecode(*sequence)) consider(sequence);
   }
-  return true;
+  if (!draft.admits) return next;
+  for (const auto& [key, flow] : queue_.flows()) {
+    if (flow.waiting.empty()) continue;
+    Sequence* const first = flow.waiting.begin()->second;
+    // One in flight was preempted; what it draws is about to arrive.
+    if (!first->in_flight) consider(first);
+  }
+  return next;
 }
 
-void Scheduler::Admit(Draft& draft) {
-  while (!waiting_.empty() && num_running() < options_.max_running) {
-    Sequence& sequence = *waiting_.begin()->second;
-    if (sequence.in_flight) return;  // preempted; what it draws is about to arrive
-    const Prefix prefix = FindPrefix(sequence);
-    sequence.cache.num_computed = prefix.num_tokens();
-    sequence.cache.branch = prefix.branch;
-    const int64_t count = NextCount(sequence, draft.budget);
-    if (count == 0 || !AcquireCaches(sequence, prefix)) {
-      sequence.cache = {};
-      return;
+void Scheduler::SchedulePrompts(Draft& draft) {
+  while (draft.budget > 0) {
+    Sequence* const next = NextPrompt(draft);
+    if (next == nullptr) return;
+    if (!running_.contains(next->id())) {
+      // Nobody who waits overtakes: what becomes free is for this one.
+      draft.admits = Admit(draft, *next, draft.budget, Room::kFree);
+      continue;
     }
-    waiting_.erase(waiting_.begin());
-    running_.emplace(sequence.id(), &sequence);
-    Plan(draft, sequence, count);
+    const int64_t count = NextCount(*next, draft.budget);
+    if (count == 0) return;
+    Plan(draft, *next, count);
   }
+}
+
+bool Scheduler::Admit(Draft& draft, Sequence& sequence, int64_t budget, Room room) {
+  const Prefix prefix = FindPrefix(sequence);
+  sequence.cache.num_computed = prefix.num_tokens();
+  sequence.cache.branch = prefix.branch;
+  const int64_t count = NextCount(sequence, budget);
+  if (count == 0 || !AcquireCaches(draft, sequence, prefix, room)) {
+    sequence.cache = {};
+    return false;
+  }
+  waiting_.erase(sequence.id());
+  running_.emplace(sequence.id(), &sequence);
+  queue_.Run(sequence);
+  Plan(draft, sequence, count);
+  return true;
 }
 
 int64_t Scheduler::NextCount(Sequence& sequence, int64_t budget) {
@@ -237,6 +300,8 @@ void Scheduler::Plan(Draft& draft, Sequence& sequence, int64_t count) {
     rows.first_logit_row = std::max(start, sequence.num_logit_rows);
   }
 
+  queue_.Charge(*sequence.flow, std::max<int64_t>(0, end - std::max(start, sequence.num_served)), draft.plan.step);
+  sequence.num_served = std::max(sequence.num_served, end);
   sequence.in_flight = true;
   sequence.last_step = draft.plan.step;
   cache.num_in_flight = count;
@@ -262,13 +327,7 @@ bool Scheduler::EnsureBlocks(const Draft& draft, Sequence& sequence) {
   const int64_t missing = BlocksFor(sequence.num_known()) - static_cast<int64_t>(blocks.size());
   if (missing <= 0) return true;
   while (blocks_.num_free_blocks() < missing) {
-    Sequence* victim = nullptr;
-    for (auto it = running_.rbegin(); it != running_.rend() && it->first > sequence.id(); ++it) {
-      if (it->second->last_step != draft.plan.step) {
-        victim = it->second;
-        break;
-      }
-    }
+    Sequence* const victim = VictimOf(draft, sequence);
     if (victim == nullptr) return false;
     Preempt(*victim);
   }
@@ -277,15 +336,73 @@ bool Scheduler::EnsureBlocks(const Draft& draft, Sequence& sequence) {
   return true;
 }
 
-bool Scheduler::AcquireCaches(Sequence& sequence, const Prefix& prefix) {
+Sequence* Scheduler::VictimOf(const Draft& draft, const Sequence& sequence) const {
+  const FairQueue::Holder own{*sequence.flow, sequence.flow->num_running};
+  Sequence* of_own = nullptr;
+  Sequence* of_others = nullptr;
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+    Sequence* const other = it->second;
+    if (other->last_step == draft.plan.step) continue;
+    const FairQueue::Holder holder{*other->flow, other->flow->num_running};
+    if (FairQueue::MustYield(holder, own)) return other;
+    if (other->id() <= sequence.id()) continue;
+    if (other->flow == sequence.flow) {
+      if (of_own == nullptr) of_own = other;
+    } else if (of_others == nullptr && !FairQueue::MustYield(own, holder)) {
+      of_others = other;
+    }
+  }
+  return of_own != nullptr ? of_own : of_others;
+}
+
+bool Scheduler::HasRoom(int64_t num_blocks, const std::vector<Sequence*>& preempted) const {
+  const int64_t num_left = num_running() - static_cast<int64_t>(preempted.size());
+  int64_t free_blocks = blocks_.num_free_blocks();
+  for (const Sequence* sequence : preempted) {
+    free_blocks += static_cast<int64_t>(sequence->cache.blocks.size());
+  }
   // A hundredth stays free for those that run, so that one admitted is not preempted at their next
   // block.
-  const int64_t reserve = running_.empty() ? 0 : blocks_.num_blocks() / 100;
-  if (blocks_.num_slots() > 0 && blocks_.num_free_slots() == 0) return false;
+  const int64_t reserve = num_left == 0 ? 0 : blocks_.num_blocks() / 100;
+  const bool has_slot = blocks_.num_slots() == 0 || blocks_.num_free_slots() > 0 || !preempted.empty();
+  return num_left < options_.max_running && has_slot && free_blocks >= num_blocks + reserve;
+}
+
+bool Scheduler::TakeRoom(const Draft& draft, const Sequence& sequence, int64_t num_blocks) {
+  const FairQueue::Holder taker{*sequence.flow, sequence.flow->num_running + 1};
+  absl::btree_map<const Flow*, int64_t> left;  // running ones, by flow
+  for (const auto& [id, other] : running_) ++left[other->flow];
+  std::vector<Sequence*> victims;
+  while (!HasRoom(num_blocks, victims)) {
+    Sequence* victim = nullptr;
+    for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+      Sequence* const other = it->second;
+      const RequestOwner& owner = other->flow->owner;
+      if (other->last_step == draft.plan.step ||
+          std::find(victims.begin(), victims.end(), other) != victims.end() ||
+          !FairQueue::MustYield({*other->flow, left[other->flow]}, taker)) {
+        continue;
+      }
+      // Of the lowest priority, then of the flow that has most for its share, the youngest.
+      if (victim == nullptr || owner.priority < victim->flow->owner.priority ||
+          (owner.priority == victim->flow->owner.priority &&
+           left[other->flow] * victim->flow->owner.share > left[victim->flow] * owner.share)) {
+        victim = other;
+      }
+    }
+    if (victim == nullptr) return false;
+    --left[victim->flow];
+    victims.push_back(victim);
+  }
+  for (Sequence* victim : victims) Preempt(*victim);
+  return HasRoom(num_blocks, {});  // blocks that others share are not free
+}
+
+bool Scheduler::AcquireCaches(const Draft& draft, Sequence& sequence, const Prefix& prefix, Room room) {
   const int64_t missing =
       BlocksFor(sequence.num_known()) - static_cast<int64_t>(prefix.blocks.size());
   for (const int32_t block : prefix.blocks) blocks_.Share(block);
-  if (blocks_.num_free_blocks() < missing + reserve) {
+  if (!HasRoom(missing, {}) && (room == Room::kFree || !TakeRoom(draft, sequence, missing))) {
     blocks_.Release(prefix.blocks);
     return false;
   }
@@ -313,6 +430,7 @@ void Scheduler::ReleaseCaches(Sequence& sequence) {
 void Scheduler::Preempt(Sequence& sequence) {
   ReleaseCaches(sequence);
   running_.erase(sequence.id());
+  queue_.Wait(sequence);
   waiting_.emplace(sequence.id(), &sequence);
   ++num_preemptions_;
 }

@@ -11,6 +11,8 @@
 
 namespace plumbline {
 
+struct Flow;  // coordinator/engine/fair_queue.h
+
 class Sequence {
  public:
   // What the ranks hold of this sequence.
@@ -58,6 +60,8 @@ class Sequence {
 
   // Scheduling state.
   Cache cache;
+  Flow* flow = nullptr;    // the owner's
+  int64_t num_served = 0;  // leading tokens that were charged to it
   bool in_flight = false;
   uint64_t last_step = 0;
 
