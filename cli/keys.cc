@@ -35,6 +35,8 @@ Json JsonOf(const KeyRecord& record) {
   json["revoked"] = record.revoked ? Json(Rfc3339(*record.revoked)) : Json();
   json["tokens_per_minute"] = record.settings.limits.tokens_per_minute;
   json["max_concurrent"] = record.settings.limits.max_concurrent;
+  json["priority"] = record.settings.priority;
+  json["share"] = record.settings.share;
   return json;
 }
 
@@ -47,7 +49,9 @@ absl::Status CreateKey(const KeysFlags& flags) {
   PL_ASSIGN_OR_RETURN(const auto store, KeyStore::Open(flags.store, KeyStore::Mode::kCreate));
   const KeySettings settings = {.name = flags.settings.name.value_or(""),
                                 .limits = {.tokens_per_minute = flags.settings.tokens_per_minute.value_or(0),
-                                           .max_concurrent = flags.settings.max_concurrent.value_or(0)}};
+                                           .max_concurrent = flags.settings.max_concurrent.value_or(0)},
+                                .priority = flags.settings.priority.value_or(0),
+                                .share = flags.settings.share.value_or(1)};
   PL_ASSIGN_OR_RETURN(const NewKey made, store->Create(settings, absl::Now()));
   if (flags.json) {
     Json json = JsonOf(made.record);
@@ -69,12 +73,13 @@ absl::Status ListKeys(const KeysFlags& flags) {
     Print(list);
     return absl::OkStatus();
   }
-  std::printf("%6s  %17s  %14s  %-20s  %-20s  %s\n", "id", "tokens per minute", "max concurrent", "created", "revoked",
-              "name");
+  std::printf("%6s  %17s  %14s  %8s  %5s  %-20s  %-20s  %s\n", "id", "tokens per minute", "max concurrent", "priority",
+              "share", "created", "revoked", "name");
   for (const KeyRecord& record : records) {
     const KeySettings& settings = record.settings;
-    std::printf("%6lld  %17s  %14s  %-20s  %-20s  %s\n", static_cast<long long>(record.id),
+    std::printf("%6lld  %17s  %14s  %8lld  %5lld  %-20s  %-20s  %s\n", static_cast<long long>(record.id),
                 LimitText(settings.limits.tokens_per_minute).c_str(), LimitText(settings.limits.max_concurrent).c_str(),
+                static_cast<long long>(settings.priority), static_cast<long long>(settings.share),
                 Rfc3339(record.created).c_str(), record.revoked ? Rfc3339(*record.revoked).c_str() : "-",
                 settings.name.c_str());
   }
@@ -99,12 +104,16 @@ CLI::Option* AddName(CLI::App& command, KeysFlags& flags) {
   return command.add_option("--name", flags.settings.name, "for people: whose key it is");
 }
 
-void AddLimits(CLI::App& command, KeysFlags& flags) {
+void AddSettings(CLI::App& command, KeysFlags& flags) {
   command
       .add_option("--tokens-per-minute", flags.settings.tokens_per_minute, "prompt and generated together; 0: no limit")
       ->check(CLI::Range(int64_t{0}, kMaxTokensPerMinute));
   command.add_option("--max-concurrent", flags.settings.max_concurrent, "requests under way at once; 0: no limit")
       ->check(CLI::Range(int64_t{0}, kMaxConcurrentRequests));
+  command.add_option("--priority", flags.settings.priority, "a key of a higher one always goes first; default 0")
+      ->check(CLI::Range(-kMaxKeyPriority, kMaxKeyPriority));
+  command.add_option("--share", flags.settings.share, "of what keys of its priority get when they compete; default 1")
+      ->check(CLI::Range(int64_t{1}, kMaxKeyShare));
 }
 
 // The subcommand `name` of `keys`, which runs `run`.
@@ -128,7 +137,7 @@ void AddKeys(CLI::App& app, CommandMain& chosen) {
   CLI::App& create = AddAction(*keys, chosen, flags, "create",
                                "a new key, shown once; makes the file when it is not there", CreateKey);
   AddName(create, *flags)->required();
-  AddLimits(create, *flags);
+  AddSettings(create, *flags);
   create.add_flag("--json", flags->json, "the key and its settings as JSON");
 
   CLI::App& list = AddAction(*keys, chosen, flags, "list", "all keys but their secrets", ListKeys);
@@ -141,8 +150,8 @@ void AddKeys(CLI::App& app, CommandMain& chosen) {
   set.add_option("ID", flags->id, "of the list")->required();
   CLI::Option_group* changes = set.add_option_group("changes", "at least one of");
   AddName(*changes, *flags);
-  AddLimits(*changes, *flags);
-  changes->require_option(1, 3);
+  AddSettings(*changes, *flags);
+  changes->require_option(1, 5);
 }
 
 }  // namespace plumbline

@@ -34,12 +34,15 @@ def check_commands(folder: pathlib.Path) -> None:
     listed = json.loads(run("list", "--store", store, "--json").stdout)
     alice = listed[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", alice.pop("created"))
-    assert alice == {"id": 1, "name": "alice", "revoked": None, "tokens_per_minute": 600, "max_concurrent": 2}
+    assert alice == {"id": 1, "name": "alice", "revoked": None, "tokens_per_minute": 600, "max_concurrent": 2,
+                     "priority": 0, "share": 1}
     assert listed[1]["tokens_per_minute"] == listed[1]["max_concurrent"] == 0
     run("set", "--store", store, 1, "--max-concurrent", 0)
+    run("set", "--store", store, 1, "--priority", -2, "--share", 7)
     run("revoke", "--store", store, 2)
     listed = json.loads(run("list", "--store", store, "--json").stdout)
     assert (listed[0]["tokens_per_minute"], listed[0]["max_concurrent"], listed[0]["name"]) == (600, 0, "alice")
+    assert (listed[0]["priority"], listed[0]["share"]) == (-2, 7)
     assert listed[1]["revoked"]
     table = run("list", "--store", store).stdout
     assert "alice" in table and "bob" in table and len(table.splitlines()) == 3
@@ -55,6 +58,8 @@ def check_commands(folder: pathlib.Path) -> None:
     assert "text: file is not a database" in run("create", "--store", folder / "text", "--name", "x", code=1).stderr
     run("create", "--store", store, code=2)
     run("create", "--store", store, "--name", "x", "--tokens-per-minute", -1, code=2)
+    run("create", "--store", store, "--name", "x", "--share", 0, code=2)
+    run("set", "--store", store, 1, "--priority", 101, code=2)
     run("set", "--store", store, 1, code=2)
     run(code=2)
 

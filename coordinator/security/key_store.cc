@@ -72,11 +72,17 @@ absl::Status CheckLimits(const QuotaLimits& limits) {
   return CheckRange("concurrent requests", limits.max_concurrent, {0, kMaxConcurrentRequests});
 }
 
+absl::Status CheckPriority(int64_t priority) {
+  return CheckRange("priority", priority, {-kMaxKeyPriority, kMaxKeyPriority});
+}
+
+absl::Status CheckShare(int64_t share) { return CheckRange("share", share, {1, kMaxKeyShare}); }
+
 absl::Status CheckSettings(const KeySettings& settings) {
   PL_RETURN_IF_ERROR(CheckName(settings.name));
   PL_RETURN_IF_ERROR(CheckLimits(settings.limits));
-  PL_RETURN_IF_ERROR(CheckRange("priority", settings.priority, {-100, 100}));
-  return CheckRange("share", settings.share, {1, 1000});
+  PL_RETURN_IF_ERROR(CheckPriority(settings.priority));
+  return CheckShare(settings.share);
 }
 
 // Rolled back unless committed.
@@ -207,17 +213,22 @@ absl::Status KeyStore::Change(int64_t id, const KeyChanges& changes) {
   if (changes.name) PL_RETURN_IF_ERROR(CheckName(*changes.name));
   PL_RETURN_IF_ERROR(CheckLimits({.tokens_per_minute = changes.tokens_per_minute.value_or(0),
                                   .max_concurrent = changes.max_concurrent.value_or(0)}));
+  PL_RETURN_IF_ERROR(CheckPriority(changes.priority.value_or(0)));
+  PL_RETURN_IF_ERROR(CheckShare(changes.share.value_or(1)));
   const std::lock_guard lock(mutex_);
   // What is not bound is NULL.
   PL_ASSIGN_OR_RETURN(
       SqliteStatement update,
       database_->Prepare("UPDATE keys SET name = coalesce(?2, name), "
                          "tokens_per_minute = coalesce(?3, tokens_per_minute), "
-                         "max_concurrent = coalesce(?4, max_concurrent) WHERE id = ?1 AND revoked IS NULL"));
+                         "max_concurrent = coalesce(?4, max_concurrent), priority = coalesce(?5, priority), "
+                         "share = coalesce(?6, share) WHERE id = ?1 AND revoked IS NULL"));
   update.Bind(1, id);
   if (changes.name) update.BindText(2, *changes.name);
   if (changes.tokens_per_minute) update.Bind(3, *changes.tokens_per_minute);
   if (changes.max_concurrent) update.Bind(4, *changes.max_concurrent);
+  if (changes.priority) update.Bind(5, *changes.priority);
+  if (changes.share) update.Bind(6, *changes.share);
   PL_RETURN_IF_ERROR(update.Run());
   return CheckChanged(id);
 }

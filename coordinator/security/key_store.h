@@ -20,12 +20,14 @@ namespace plumbline {
 
 inline constexpr int64_t kMaxKeys = 100'000;  // revoked ones included
 inline constexpr size_t kMaxKeyNameBytes = 128;
+inline constexpr int64_t kMaxKeyPriority = 100;  // and the least is its negative
+inline constexpr int64_t kMaxKeyShare = 1000;
 
 struct KeySettings {
   std::string name;  // for people; need not be unique
   QuotaLimits limits;
-  int64_t priority = 0;  // -100 to 100; kept for the scheduler, which does not look at it yet
-  int64_t share = 1;     // 1 to 1000; likewise
+  int64_t priority = 0;  // a key of a higher one always goes first
+  int64_t share = 1;     // of what the keys of its priority get when they compete
 };
 
 struct KeyRecord {
@@ -45,6 +47,8 @@ struct KeyChanges {
   std::optional<std::string> name;
   std::optional<int64_t> tokens_per_minute;
   std::optional<int64_t> max_concurrent;
+  std::optional<int64_t> priority;
+  std::optional<int64_t> share;
 };
 
 class KeyStore {
