@@ -48,6 +48,8 @@ void RunSeed(uint32_t seed, Totals& totals) {
     if (random() % 3 == 0) request.num_prompt_logprobs = random() % 3;
     if (random() % 3 == 0) request.num_top_logprobs = random() % 3;
     if (random() % 4 == 0) request.return_logits = true;
+    const int64_t key_id = random() % 3;
+    request.owner = {.key_id = key_id, .priority = key_id / 2, .share = 1 + key_id};
     const auto handle = engine->Submit(request, collected[i].Sink());
     ASSERT_TRUE(handle.ok()) << handle.status();
     handles.push_back(*handle);

@@ -2,6 +2,7 @@
 // limits, deadlines, refusals, draining, failures.
 #include "coordinator/engine/engine.h"
 
+#include <numeric>
 #include <atomic>
 #include <cmath>
 #include <functional>
@@ -99,6 +100,45 @@ TEST(EngineTest, DeadlineEndsARequestThatWaitsAndOneThatRuns) {
     EXPECT_EQ(output.status.code(), absl::StatusCode::kDeadlineExceeded);
     EXPECT_TRUE(Eventually([&] { return engine->Stats().blocks_used == 0; }));
   }
+}
+
+TEST(EngineTest, DeadlineKeepsWhatWasGenerated) {
+  InlineRunner runner;
+  int num_steps = 0;
+  runner.damage = [&](StepResult&) { runner.hold = ++num_steps == 3; };
+  const std::unique_ptr<Engine> engine = Engine::Create(Options(), &runner, nullptr);
+  GenerationRequest request = Prompt(10, 10);
+  request.deadline = absl::Now() + absl::Milliseconds(100);
+  const GenerationOutput output = RunOne(*engine, request);
+  EXPECT_EQ(output.finish, FinishReason::kTimeout);
+  EXPECT_EQ(output.status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(output.tokens, Undisturbed(Prompt(10, 10), 3).tokens);
+  EXPECT_TRUE(Eventually([&] { return engine->Stats().blocks_used == 0; }));
+}
+
+TEST(EngineTest, StatsTellWhatKeysDoAndHowLongSequencesWaited) {
+  InlineRunner runner;
+  runner.hold = true;
+  EngineOptions options = Options();
+  options.max_running_sequences = 1;
+  std::vector<std::unique_ptr<Collected>> collected;
+  const std::unique_ptr<Engine> engine = Engine::Create(options, &runner, nullptr);
+  for (int64_t key_id = 0; key_id < 60; ++key_id) {
+    GenerationRequest request = Prompt(10, 10);
+    request.owner = {.key_id = key_id, .name = "same"};
+    collected.push_back(std::make_unique<Collected>());
+    ASSERT_TRUE(engine->Submit(request, collected.back()->Sink()).ok());
+  }
+  ASSERT_TRUE(Eventually([&] { return engine->Stats().keys.size() == 51; }));
+  ASSERT_TRUE(Eventually([&] { return engine->Stats().keys.back().queued == 10; }));
+  const EngineStats stats = engine->Stats();
+  EXPECT_EQ(stats.keys[0].key_id, 0);
+  EXPECT_EQ(stats.keys[0].running + stats.keys[0].queued, 1);
+  EXPECT_EQ(stats.keys[49].key_id, 49);
+  EXPECT_EQ(stats.keys[50].key_id, -1);
+  EXPECT_EQ(stats.keys[50].name, "others");
+  const auto& counts = stats.queue_times.counts;
+  EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), uint64_t{0}), 1);  // the one that began
 }
 
 TEST(EngineTest, CancelFreesTheSequenceAndForgetsItsHandle) {

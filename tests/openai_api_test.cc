@@ -222,6 +222,23 @@ TEST_F(OpenAiApiTest, ChatStreamsPiecesThenReasonThenUsage) {
   EXPECT_EQ(chunks.back()["usage"]["completion_tokens"], Encode("Hello, world.").size() + 1);
 }
 
+TEST_F(OpenAiApiTest, TimeoutIsADeadlineOfEveryChoice) {
+  Json body = Chat();
+  PostOk("/v1/chat/completions", body);
+  EXPECT_EQ(engine_->requests().at(0).deadline, absl::InfiniteFuture());
+  body["n"] = 2;
+  body["timeout"] = 1000.5;
+  const absl::Time before = absl::Now();
+  PostOk("/v1/chat/completions", body);
+  const absl::Time after = absl::Now();
+  for (const size_t i : {1, 2}) {
+    EXPECT_GE(engine_->requests().at(i).deadline, before + absl::Seconds(1000.5));
+    EXPECT_LE(engine_->requests().at(i).deadline, after + absl::Seconds(1000.5));
+  }
+  body["timeout"] = 0;
+  EXPECT_EQ(Post("/v1/chat/completions", body).status, 400);
+}
+
 TEST_F(OpenAiApiTest, SeveralChoicesHaveSeveralSeeds) {
   Json body = Chat();
   body["n"] = 3;

@@ -75,7 +75,7 @@ std::vector<prometheus::MetricFamily> FamiliesOf(const EngineStats& stats) {
       FamilyOf("plumbline_generated_tokens_total", "Tokens generated.", kCounter,
                number(stats.generated_tokens)),
       FamilyOf("plumbline_steps_total", "Steps finished.", kCounter, number(stats.steps)),
-      FamilyOf("plumbline_preemptions_total", "Sequences preempted for lack of cache.", kCounter,
+      FamilyOf("plumbline_preemptions_total", "Sequences preempted for lack of cache or for other keys.", kCounter,
                number(stats.preemptions)),
       FamilyOf("plumbline_replays_total", "Sequences replayed after a lost cluster.", kCounter,
                number(stats.replays)),
@@ -89,25 +89,49 @@ std::vector<prometheus::MetricFamily> FamiliesOf(const EngineStats& stats) {
   };
 }
 
-prometheus::MetricFamily FamilyOf(const std::array<StepTimes, kNumStepPhases>& times) {
-  prometheus::MetricFamily family{
-      "plumbline_step_seconds", "Time of a step, by phase.", prometheus::MetricType::Histogram, {}};
-  for (size_t phase = 0; phase < times.size(); ++phase) {
-    prometheus::ClientMetric metric;
-    metric.label = {{"phase", kStepPhaseNames[phase]}};
-    uint64_t count = 0;  // Prometheus' buckets are cumulative
-    for (size_t i = 0; i < times[phase].counts.size(); ++i) {
-      count += times[phase].counts[i];
-      const bool is_last = i == StepTimes::kUpperBounds.size();
-      metric.histogram.bucket.push_back(
-          {.cumulative_count = count,
-           .upper_bound = is_last ? std::numeric_limits<double>::infinity() : StepTimes::kUpperBounds[i]});
-    }
-    metric.histogram.sample_count = count;
-    metric.histogram.sample_sum = times[phase].sum_seconds;
-    family.metric.push_back(std::move(metric));
+prometheus::ClientMetric MetricOf(const StepTimes& times) {
+  prometheus::ClientMetric metric;
+  uint64_t count = 0;  // Prometheus' buckets are cumulative
+  for (size_t i = 0; i < times.counts.size(); ++i) {
+    count += times.counts[i];
+    const bool is_last = i == StepTimes::kUpperBounds.size();
+    metric.histogram.bucket.push_back(
+        {.cumulative_count = count,
+         .upper_bound = is_last ? std::numeric_limits<double>::infinity() : StepTimes::kUpperBounds[i]});
   }
-  return family;
+  metric.histogram.sample_count = count;
+  metric.histogram.sample_sum = times.sum_seconds;
+  return metric;
+}
+
+std::vector<prometheus::MetricFamily> TimesOf(const EngineStats& stats) {
+  using prometheus::MetricType;
+  prometheus::MetricFamily steps{"plumbline_step_seconds", "Time of a step, by phase.", MetricType::Histogram, {}};
+  for (size_t phase = 0; phase < stats.step_times.size(); ++phase) {
+    steps.metric.push_back(MetricOf(stats.step_times[phase]));
+    steps.metric.back().label = {{"phase", kStepPhaseNames[phase]}};
+  }
+  return {std::move(steps),
+          {"plumbline_queue_seconds", "From a sequence's arrival to its first step.", MetricType::Histogram,
+           {MetricOf(stats.queue_times)}}};
+}
+
+// Names are any bytes and need not differ; ids do.
+std::vector<prometheus::MetricFamily> FamiliesOf(const std::vector<KeyLoad>& keys) {
+  using prometheus::MetricType;
+  prometheus::MetricFamily queued{"plumbline_key_queued_sequences", "Sequences waiting, by key.", MetricType::Gauge, {}};
+  prometheus::MetricFamily running{"plumbline_key_running_sequences", "Sequences in the batch, by key.", MetricType::Gauge, {}};
+  const auto add = [](prometheus::MetricFamily& family, const KeyLoad& load, int64_t value) {
+    prometheus::ClientMetric metric;
+    metric.label = {{"key_id", std::to_string(load.key_id)}, {"key", load.name}};
+    metric.gauge.value = static_cast<double>(value);
+    family.metric.push_back(std::move(metric));
+  };
+  for (const KeyLoad& load : keys) {
+    add(queued, load, load.queued);
+    add(running, load, load.running);
+  }
+  return {std::move(queued), std::move(running)};
 }
 
 template <typename Value>
@@ -239,7 +263,8 @@ std::string ApiMetrics::Serialize(const Sources& sources) const {
     std::move(more.begin(), more.end(), std::back_inserter(families));
   };
   append(FamiliesOf(sources.engine));
-  families.push_back(FamilyOf(sources.engine.step_times));
+  append(TimesOf(sources.engine));
+  append(FamiliesOf(sources.engine.keys));
   if (sources.cluster != nullptr) append(FamiliesOf(sources.cluster->Snapshot()));
   if (sources.access != nullptr) families.push_back(FamilyOf(*sources.access));
   return prometheus::TextSerializer().Serialize(families);

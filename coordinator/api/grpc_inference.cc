@@ -111,7 +111,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     ticket_.Charge(num_tokens);
     trace_->AddTokens(choice, num_tokens, absl::Now());
     if (is_ending_) return;
-    if (output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled) {
+    if (output.finish == FinishReason::kError || output.finish == FinishReason::kCancelled ||
+        output.finish == FinishReason::kTimeout) {  // what a deadline cuts short has its code
       return PostEnd(FailureOf(output));
     }
     if (waiting_.size() >= kMaxWaitingMessages) {
@@ -392,7 +393,10 @@ class InferenceService final : public v1::Inference::CallbackService {
     trace.BeginGeneration({.model = options_.model->name,
                            .prompt_tokens = prompt_tokens,
                            .num_choices = static_cast<int64_t>(call.requests.size())});
-    for (GenerationRequest& request : call.requests) request.deadline = DeadlineOf(context);
+    for (GenerationRequest& request : call.requests) {
+      request.deadline = DeadlineOf(context);
+      request.owner = OwnerOf(caller);
+    }
     return call;
   }
 

@@ -43,6 +43,7 @@ struct OpenAiApi::Call {
   std::shared_ptr<TracedResponder> responder;
   std::shared_ptr<RequestTrace> trace;
   Caller caller;
+  absl::Time arrival = absl::Now();
 
   void Answer(const ResponseJson& json) { responder->Respond({.body = Print(json)}); }
 };
@@ -151,6 +152,8 @@ absl::Status OpenAiApi::AddChoices(const CompletionFields& fields,
     request.id = absl::StrCat(call.trace->id(), "/", requests->size());
     request.prompt = prompt;
     request.max_tokens = max_tokens;
+    request.deadline = call.arrival + fields.timeout;
+    request.owner = OwnerOf(call.caller);
     // Of the choice alone, not of the prompt's place in the list: a batch answers as its prompts
     // alone would.
     request.sampling.seed += static_cast<uint64_t>(i);

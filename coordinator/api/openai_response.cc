@@ -11,7 +11,7 @@ namespace {
 
 ResponseJson FinishReasonJson(FinishReason finish) {
   if (finish == FinishReason::kNone) return nullptr;
-  return finish == FinishReason::kLength ? "length" : "stop";
+  return finish == FinishReason::kLength || finish == FinishReason::kTimeout ? "length" : "stop";
 }
 
 ResponseJson StopReasonJson(const GenerationOutput& output) {

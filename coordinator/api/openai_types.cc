@@ -1,6 +1,7 @@
 #include "coordinator/api/openai_types.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -70,6 +71,10 @@ void ReadCommon(RequestFields& fields, CompletionFields& request) {
   fields.Read("n", &n);
   request.n = n.value_or(1);
   fields.Read("max_tokens", &request.max_tokens);
+  float timeout = std::numeric_limits<float>::infinity();
+  fields.Read("timeout", &timeout);
+  if (!(timeout > 0)) fields.Fail("timeout", "must be more than 0 seconds");
+  request.timeout = absl::Seconds(timeout);
   fields.ReadStrings("stop", &request.generation.stop);
   fields.ReadTokens("stop_token_ids", &request.generation.stop_token_ids);
   fields.Read("include_stop_str_in_output", &request.generation.include_stop);

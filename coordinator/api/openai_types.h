@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "coordinator/engine/engine.h"
 #include "nlohmann/json.hpp"
 
@@ -21,6 +22,7 @@ struct CompletionFields {
   GenerationRequest generation;  // all but prompt and max_tokens
   bool has_seed = false;
   std::optional<int64_t> max_tokens;
+  absl::Duration timeout = absl::InfiniteDuration();  // from the request's arrival
   int64_t n = 1;
   bool stream = false;
   bool include_usage = false;

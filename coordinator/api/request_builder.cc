@@ -32,6 +32,10 @@ constexpr const char* kInfillMarkers[][3] = {
 
 }  // namespace
 
+RequestOwner OwnerOf(const Caller& caller) {
+  return {.key_id = caller.key_id, .name = caller.name, .priority = caller.priority, .share = caller.share};
+}
+
 RequestBuilder::RequestBuilder(const ServedModel& model) : model_(model) {}
 
 absl::Status RequestBuilder::CheckModel(const std::string& name) const {

@@ -15,9 +15,12 @@
 #include "absl/status/statusor.h"
 #include "coordinator/api/served_model.h"
 #include "coordinator/engine/engine.h"
+#include "coordinator/security/access_control.h"
 #include "coordinator/text/chat_template.h"
 
 namespace plumbline {
+
+RequestOwner OwnerOf(const Caller& caller);
 
 inline constexpr int kMaxChoices = 128;
 inline constexpr int kMaxStops = 16;

@@ -118,6 +118,27 @@ absl::StatusOr<GenerationOutput> ActiveRequest::Apply(const ScheduledRows& rows,
   return output;
 }
 
+std::optional<absl::Duration> ActiveRequest::TakeQueueTime(absl::Time now) {
+  const std::optional<absl::Time> since = std::exchange(queued_since_, std::nullopt);
+  if (!since) return std::nullopt;
+  return now - *since;
+}
+
+GenerationOutput ActiveRequest::TimeOut() {
+  GenerationOutput output{.num_prompt_cached = sequence_.num_prompt_cached};
+  if (sequence_.num_generated() == 0) {
+    output.finish = FinishReason::kError;
+    output.status = absl::DeadlineExceededError(queued_since_ ? "the request's deadline passed while it waited to start"
+                                                              : "the request's deadline passed before its first token");
+    return output;
+  }
+  output.finish = FinishReason::kTimeout;
+  output.status = absl::DeadlineExceededError(
+      absl::StrCat("the request's deadline passed after ", sequence_.num_generated(), " tokens"));
+  if (text_) output.text = text_->Finish();
+  return output;
+}
+
 absl::Status ActiveRequest::TakeScores(const ScheduledRows& rows, SequenceResult& result,
                                        GenerationOutput& output) {
   if (static_cast<int64_t>(result.scored.size()) != rows.num_scored) {

@@ -7,6 +7,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/engine/scheduler.h"
 #include "coordinator/engine/sequence.h"
@@ -25,9 +27,13 @@ class ActiveRequest {
                 const EngineOptions& options, const Tokenizer* tokenizer);
 
   Sequence& sequence() { return sequence_; }
+  // The time it spent in the queue, when this is its first step.
+  std::optional<absl::Duration> TakeQueueTime(absl::Time now);
   // What a finished step adds; finish != kNone when the request is done. INTERNAL: the result is
   // not what was planned.
   absl::StatusOr<GenerationOutput> Apply(const ScheduledRows& rows, SequenceResult result);
+  // The end of a request whose deadline has passed.
+  GenerationOutput TimeOut();
   void Deliver(GenerationOutput output) { sink_(std::move(output)); }
 
  private:
@@ -41,6 +47,7 @@ class ActiveRequest {
   Engine::Sink sink_;
   const EngineOptions& options_;
   Sequence sequence_;
+  std::optional<absl::Time> queued_since_ = absl::Now();  // empty once it has begun
   std::optional<TextStream> text_;  // empty without a tokenizer
 };
 

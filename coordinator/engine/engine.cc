@@ -24,6 +24,27 @@ namespace plumbline {
 namespace {
 
 constexpr absl::Duration kLongestWait = absl::Hours(24 * 365);
+constexpr size_t kMaxListedKeys = 50;
+
+std::vector<KeyLoad> KeyLoadsOf(const FairQueue& queue) {
+  std::vector<KeyLoad> loads;
+  for (const auto& [key, flow] : queue.flows()) {
+    if (!flow.is_present()) continue;
+    const auto waiting = static_cast<int64_t>(flow.waiting.size());
+    // A key whose priority was changed has two flows.
+    const auto is_known = [&](const KeyLoad& load) { return load.key_id == flow.owner.key_id; };
+    auto load = std::find_if(loads.begin(), loads.end(), is_known);
+    if (load == loads.end() && loads.size() < kMaxListedKeys) {
+      load = loads.insert(load, {.key_id = flow.owner.key_id, .name = flow.owner.name});
+    } else if (load == loads.end()) {
+      if (loads.size() == kMaxListedKeys) loads.push_back({.key_id = -1, .name = "others"});
+      load = loads.end() - 1;
+    }
+    load->queued += waiting;
+    load->running += flow.num_running;
+  }
+  return loads;
+}
 
 absl::Status DoesNotFit(const Sequence& sequence, const ClusterCapacity& capacity) {
   return absl::InvalidArgumentError(
@@ -105,6 +126,7 @@ class EngineImpl final : public Engine {
   // Of the engine thread.
   Scheduler scheduler_;
   StepTimer step_timer_;
+  StepTimes queue_times_;
   absl::btree_map<uint64_t, std::unique_ptr<ActiveRequest>> active_;  // in order of arrival
   std::optional<uint64_t> epoch_;                                     // of the latest cluster
   std::optional<ClusterCapacity> cluster_;                            // empty while there is none
@@ -316,15 +338,19 @@ void EngineImpl::CancelRequests(const absl::flat_hash_set<uint64_t>& handles) {
 
 void EngineImpl::EndExpired() {
   for (const Sequence* sequence : scheduler_.Expired(absl::Now())) {
-    EndWith(*active_.at(sequence->id()), FinishReason::kError,
-            absl::DeadlineExceededError(absl::StrCat("the request's deadline passed after ",
-                                                     sequence->num_generated(), " tokens")));
+    ActiveRequest& request = *active_.at(sequence->id());
+    End(request, request.TimeOut());
   }
 }
 
 void EngineImpl::SubmitSteps() {
   while (std::optional<StepPlan> plan = scheduler_.Schedule()) {
-    step_timer_.Submitted(*plan, absl::Now());
+    const absl::Time now = absl::Now();
+    step_timer_.Submitted(*plan, now);
+    for (const SequencePlan& sequence : plan->sequences) {
+      const auto waited = active_.at(sequence.sequence_id)->TakeQueueTime(now);
+      if (waited) queue_times_.Observe(*waited);
+    }
     runner_.Submit(*std::move(plan));
   }
 }
@@ -364,6 +390,7 @@ void EngineImpl::EndAll(FinishReason finish, const absl::Status& status) {
 
 void EngineImpl::PublishStats() {
   const BlockManager& blocks = scheduler_.blocks();
+  std::vector<KeyLoad> keys = KeyLoadsOf(scheduler_.queue());
   std::lock_guard lock(mutex_);
   stats_.running = scheduler_.num_running();
   stats_.blocks_total = blocks.num_blocks();
@@ -376,6 +403,8 @@ void EngineImpl::PublishStats() {
   stats_.prefix_hit_tokens = scheduler_.num_prefix_hits();
   stats_.preemptions = scheduler_.num_preemptions();
   stats_.step_times = step_timer_.times();
+  stats_.queue_times = queue_times_;
+  stats_.keys = std::move(keys);
   stats_.epoch = epoch_.value_or(0);
   stats_.ready = cluster_.has_value();
 }

@@ -52,7 +52,8 @@ struct GenerationRequest {
   RequestOwner owner;
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
+// kTimeout: the deadline passed after the first token; what was generated stands.
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kTimeout, kCancelled, kError };
 
 // What is new of a request since its last Output. Token logprobs are parallel to `tokens`.
 struct GenerationOutput {
@@ -64,7 +65,7 @@ struct GenerationOutput {
   FinishReason finish = FinishReason::kNone;
   std::string stop_match;                    // the stop string or empty
   int64_t num_prompt_cached = 0;             // prompt tokens that came from the prefix cache
-  absl::Status status;                       // of kError and kCancelled
+  absl::Status status;                       // of kError, kCancelled and kTimeout; DEADLINE_EXCEEDED: before any token
 };
 
 struct EngineOptions {
@@ -75,6 +76,14 @@ struct EngineOptions {
   std::vector<int32_t> eos_token_ids;
   bool prefix_cache = true;            // prompts take over what the caches hold of them
   int64_t min_saved_prompt = 0;        // scheduler.h
+};
+
+// What the sequences of one key do now.
+struct KeyLoad {
+  int64_t key_id = 0;  // -1: all keys beyond those listed
+  std::string name;    // "others" of those
+  int64_t queued = 0;
+  int64_t running = 0;
 };
 
 // Snapshot for metrics and the status page.
@@ -98,6 +107,8 @@ struct EngineStats {
   uint64_t generated_tokens = 0;
   uint64_t steps = 0;
   std::array<StepTimes, kNumStepPhases> step_times;  // by phase
+  StepTimes queue_times;         // of sequences, from their arrival to their first step
+  std::vector<KeyLoad> keys;     // with sequences now, by priority and id; 50 at most and the rest together
   uint64_t preemptions = 0;
   uint64_t replays = 0;          // sequences replayed after a lost cluster
   uint64_t epoch = 0;
