@@ -162,6 +162,24 @@ TEST(Tokenizer, RefusesTextThatIsNotUtf8) {
   }
 }
 
+// A post-processor that puts token `id` before every text.
+json Frame(const json& id) {
+  return {{"type", "TemplateProcessing"},
+          {"single", {{{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}}}},
+          {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", json::array({id})}}}}}};
+}
+
+TEST(Tokenizer, RefusesFilesThatNestDeeperThanAStackHolds) {
+  const std::string unit = R"({"type":"Sequence","normalizers":[)";
+  std::string text = R"({"model":{"type":"BPE","vocab":{},"merges":[]},"normalizer":)";
+  for (int i = 0; i < 200'000; ++i) text += unit;
+  for (int i = 0; i < 200'000; ++i) text += "]}";
+  const auto tokenizer = Tokenizer::LoadFromJson(text + "}", "t.json");
+  EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(tokenizer.status().message()),
+              HasSubstr("t.json: JSON is nested deeper than 64"));
+}
+
 TEST(Tokenizer, NamesWhatItDoesNotSupport) {
   json good = json::parse(std::ifstream(kGolden + "qwen2/tokenizer.json"));
   ASSERT_TRUE(Tokenizer::LoadFromJson(good.dump(), "t.json").ok());
@@ -186,9 +204,14 @@ TEST(Tokenizer, NamesWhatItDoesNotSupport) {
       {"/model/vocab", json::array(), "vocab"},
       {"/model/vocab/the", -1, "\"the\""},
       {"/model/vocab/the", 1LL << 40, "\"the\""},
+      {"/model/vocab/the", (1 << 22) + 1, "\"the\""},
       {"/model/unk_token", "<none>", "<none>"},
       {"/added_tokens/1/id", "x", "added_tokens[1]"},
       {"/added_tokens/0", 3, "added_tokens[0]"},
+      {"/added_tokens/0/id", UINT64_MAX, "added_tokens[0]"},
+      {"/post_processor", Frame(-5), "id -"},
+      {"/post_processor", Frame(4000000), "id 4000000"},
+      {"/post_processor", Frame(1e300), "id -"},
   };
   for (const Case& bad : cases) {
     json file = good;

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/api/api_error.h"
+#include "coordinator/text/json_fields.h"
 #include "proto/status.h"
 
 namespace plumbline {
@@ -12,26 +13,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kMaxDepth = 64;
-
-// Before parsing, because what costs memory in deep documents is the tree.
-bool IsTooDeep(std::string_view text) {
-  int depth = 0;
-  bool is_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (is_string) {
-      if (c == '\\') ++i;
-      if (c == '"') is_string = false;
-    } else if (c == '"') {
-      is_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kMaxDepth) return true;
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return false;
-}
 
 std::string Describe(const Json& json) {
   return json.is_number_float() ? "a fraction" : absl::StrCat("a JSON ", json.type_name());
@@ -58,7 +39,7 @@ constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
 }  // namespace
 
 absl::StatusOr<Json> ParseJson(std::string_view text, const std::string& what) {
-  if (IsTooDeep(text)) {
+  if (NestsDeeperThan(text, kMaxDepth)) {
     return absl::InvalidArgumentError(
         absl::StrCat(what, " is nested deeper than ", kMaxDepth, " levels"));
   }

@@ -11,7 +11,7 @@
 namespace plumbline {
 namespace {
 
-constexpr int64_t kMaxId = 1 << 24;
+constexpr uint64_t kMaxId = 1 << 22;  // as in bpe.cc
 
 // Begin of the character that ends at `end`.
 size_t CharacterBefore(std::string_view text, size_t end) {
@@ -49,7 +49,7 @@ absl::StatusOr<AddedTokens> AddedTokens::Parse(const nlohmann::json& json, const
     PL_ASSIGN_OR_RETURN(token.rstrip, BoolField(entry, "rstrip", false, part));
     PL_ASSIGN_OR_RETURN(token.normalized, BoolField(entry, "normalized", !token.special, part));
     auto id = entry.find("id");
-    if (id == entry.end() || !id->is_number_unsigned() || id->get<int64_t>() >= kMaxId) {
+    if (id == entry.end() || !id->is_number_unsigned() || id->get<uint64_t>() >= kMaxId) {
       return absl::InvalidArgumentError(absl::StrCat(part, ": \"id\" is not in 0..", kMaxId - 1));
     }
     token.id = bpe.IdOf(token.content).value_or(id->get<int32_t>());

@@ -12,7 +12,7 @@
 namespace plumbline {
 namespace {
 
-constexpr int64_t kMaxId = 1 << 24;  // the vector by id stays small whatever a file says
+constexpr int64_t kMaxId = 1 << 22;  // the vector by id stays small whatever a file says
 
 bool IsEmptyOrNull(const nlohmann::json& json, const char* key) {
   auto it = json.find(key);

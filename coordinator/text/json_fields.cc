@@ -12,6 +12,25 @@ absl::Status WrongField(const std::string& part, const std::string& key, const c
 
 }  // namespace
 
+bool NestsDeeperThan(std::string_view json, int max_depth) {
+  int depth = 0;
+  bool is_string = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (is_string) {
+      if (c == '\\') ++i;
+      if (c == '"') is_string = false;
+    } else if (c == '"') {
+      is_string = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > max_depth) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
 absl::StatusOr<std::string> TypeOf(const nlohmann::json& json, const std::string& part) {
   if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(part, " is not an object"));
   return StringField(json, "type", part);

@@ -2,11 +2,17 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "nlohmann/json_fwd.hpp"
 
 namespace plumbline {
+
+// Whether brackets outside strings nest deeper than `max_depth`, in JSON or what should be. Asked
+// before parsing: what costs memory in deep documents is the tree, and whoever walks over it needs
+// a stack.
+bool NestsDeeperThan(std::string_view json, int max_depth);
 
 // {"type": NAME, ...} -> NAME. `part` names the part in errors, e.g. "normalizer".
 absl::StatusOr<std::string> TypeOf(const nlohmann::json& json, const std::string& part);

@@ -17,6 +17,7 @@
 namespace plumbline {
 namespace {
 
+constexpr int kMaxDepth = 64;
 constexpr size_t kMaxFileBytes = 256 << 20;  // the largest published ones have 35 MB
 
 // What TemplateProcessing puts around a text.
@@ -38,8 +39,10 @@ absl::Status AddTemplate(const nlohmann::json& json, Frame& frame) {
     nlohmann::json ids;
     try {
       ids = json.at("special_tokens").at(item.at("SpecialToken").at("id")).at("ids");
-      for (int32_t id : ids.get<std::vector<int32_t>>())
-        (passed_text ? after : before).push_back(id);
+      for (const nlohmann::json& id : ids.get_ref<const nlohmann::json::array_t&>()) {
+        const bool fits = id.is_number_unsigned() && id.get<uint64_t>() <= INT32_MAX;
+        (passed_text ? after : before).push_back(fits ? id.get<int32_t>() : -1);
+      }
     } catch (const nlohmann::json::exception&) {
       return absl::InvalidArgumentError(absl::StrCat(
           kPart, ": ", item.dump(), " is neither a Sequence nor a SpecialToken with known ids"));
@@ -96,6 +99,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer::Impl>> Tokenizer::Impl::Parse(
                                                              impl->bpe, impl->normalizer));
   const nlohmann::json& post_processor = FieldOrNull(json, "post_processor");
   if (!post_processor.is_null()) PL_RETURN_IF_ERROR(AddPostProcessors(post_processor, impl->frame));
+  const int32_t num_ids = std::max(impl->bpe.num_ids(), impl->added_tokens.max_id() + 1);
+  for (const auto* ids : {&impl->frame.before, &impl->frame.after}) {
+    for (const int32_t id : *ids) {
+      if (id >= 0 && id < num_ids) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("post_processor: id ", id, " is not in the vocabulary [0, ", num_ids, ")"));
+    }
+  }
   return impl;
 }
 
@@ -126,6 +137,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& pa
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::LoadFromJson(std::string_view text,
                                                                    const std::string& name) {
+  if (NestsDeeperThan(text, kMaxDepth)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": JSON is nested deeper than ", kMaxDepth, " levels"));
+  }
   nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(name, ": not a JSON object"));
