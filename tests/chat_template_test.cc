@@ -170,6 +170,21 @@ TEST(Jinja, EveryTemplateEndsWithinItsLimits) {
       "{{ ['aaaaaaaaaaaaaaaa' * 1000000] * 1000 }}",
       "{{ 'a'.center(99999999999) }}",
       "{{ 'a'|indent(99999999999, true) }}",
+      "{{ 'a'.center(60000000, 'b' * 60000000) }}",
+      "{{ '%d' % 1e300 }}",
+      "{{ '%x' % (1e308 * 10) }}",
+      // Cheap to make, dear to search and to compare.
+      "{% set s = 'a' * 30000000 %}{{ s in ('a' * 15000000 + 'b') ~ s }}{{ ('a' * 1000000 + 'b') "
+      "in s }}",
+      "{% set s = 'a' * 30000000 %}{{ s.count('a' * 1000000 + 'b') }}",
+      "{% set s = 'a' * 30000000 %}{{ s.split('a' * 1000000 + 'b') }}",
+      "{% set s = 'a' * 30000000 %}{{ s.rfind('b' + 'a' * 1000000) }}",
+      "{% set s = 'a' * 30000000 %}{{ s.partition('a' * 1000000 + 'b') }}",
+      "{% set s = 'a' * 30000000 %}{{ s|replace('a' * 1000000 + 'b', '') }}",
+      "{% set s = 'a' * 30000000 %}{% set t = 'a' * 30000000 %}{% for i in range(99999) %}{{ s == "
+      "t }}{% endfor %}",
+      "{% set s = 'a' * 30000000 %}{% for i in range(99999) %}{% if s|length %}{% endif %}{% "
+      "endfor %}",
       "{{ range(99999999999) }}",
       "{{ '%99999999999d' % 1 }}",
       "{% for i in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' * 1000000 }}{% endfor %}",
@@ -198,6 +213,16 @@ TEST(Jinja, EveryTemplateEndsWithinItsLimits) {
   Json deep = 1;
   for (int i = 0; i < 300; ++i) deep = Json::array({std::move(deep)});
   EXPECT_FALSE(Render("{{ x }}", {{"x", deep}}).ok());
+}
+
+// What Python's str.center and str.zfill do.
+TEST(Jinja, PadsToAnyWidth) {
+  EXPECT_EQ(*Render("{{ 'ab'.center(5, '\u00e9') }}|{{ 'ab'.ljust(-9223372036854775807) }}|{{ "
+                    "'ab'.zfill(-9223372036854775807) }}",
+                    Json::object()),
+            "\u00e9\u00e9ab\u00e9|ab|ab");
+  EXPECT_FALSE(Render("{{ 'ab'.center(5, 'xy') }}", Json::object()).ok());
+  EXPECT_FALSE(Render("{{ 'ab'.center(5, '') }}", Json::object()).ok());
 }
 
 TEST(Jinja, ObjectsThatReferToThemselvesArePrintedAndFreed) {
@@ -253,6 +278,21 @@ TEST_F(Request, ParsesToolArgumentsGivenAsText) {
   EXPECT_EQ(bad.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(bad.status().message()),
               HasSubstr("messages[1].tool_calls[0].function.arguments"));
+}
+
+TEST_F(Request, RefusesToolArgumentsThatNestTooDeep) {
+  for (const int depth : {90, 200, 1'000'000}) {
+    const std::string arguments =
+        "{\"a\":" + std::string(depth, '[') + std::string(depth, ']') + "}";
+    const Json messages = {{{"tool_calls", {{{"function", {{"arguments", arguments}}}}}}}};
+    const auto parsed = ChatTemplate::Parse("{{ messages|length }}");
+    const auto text = RenderChat(*parsed, {.messages = &messages}, {});
+    EXPECT_EQ(text.ok(), depth == 90) << text.status();
+    if (depth != 90) {
+      EXPECT_THAT(std::string(text.status().message()),
+                  HasSubstr("arguments is nested deeper than 100"));
+    }
+  }
 }
 
 TEST_F(Request, JoinsTextPartsForTemplatesThatExpectText) {

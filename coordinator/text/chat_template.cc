@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/text/jinja/interpreter.h"
 #include "coordinator/text/jinja/parser.h"
+#include "coordinator/text/json_fields.h"
 #include "nlohmann/json.hpp"
 #include "proto/status.h"
 
@@ -24,6 +25,12 @@ absl::Status ParseToolArguments(Json& message, size_t index) {
     auto arguments = function.find("arguments");
     if (arguments == function.end() || !arguments->is_string()) continue;
     const std::string& text = arguments->get_ref<const std::string&>();
+    if (NestsDeeperThan(text, kMaxJsonDepth)) {
+      return absl::InvalidArgumentError(absl::StrCat("messages[", index, "].tool_calls[", i,
+                                                     "].function.arguments is "
+                                                     "nested deeper than ",
+                                                     kMaxJsonDepth, " levels"));
+    }
     Json parsed =
         text.empty() ? Json::object() : Json::parse(text, nullptr, /*allow_exceptions=*/false);
     if (!parsed.is_object()) {

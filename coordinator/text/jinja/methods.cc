@@ -45,6 +45,8 @@ Value SplitMethod(Runtime& in, const Value& self, const Arguments& arguments) {
   int64_t max_split = reader.NextInteger("maxsplit", -1);
   reader.Done();
   if (separator && separator->empty()) return in.Fail("empty separator");
+  in.StepSearch(self.string(), separator.value_or(" "));
+  if (in.failed()) return Value();
   return StringsToList(in, kSplit(self.string(), separator, max_split));
 }
 
@@ -90,6 +92,8 @@ Value ReplaceMethod(Runtime& in, const Value& self, const Arguments& arguments) 
   std::string new_text = reader.NextString("new", "");
   int64_t count = reader.NextInteger("count", -1);
   reader.Done();
+  in.StepSearch(self.string(), old_text);
+  if (in.failed()) return Value();
   in.Charge(CountText(self.string(), old_text) * new_text.size());
   if (in.failed()) return Value();
   return in.NewString(ReplaceText(self.string(), old_text, new_text, count), self.is_markup());
@@ -125,6 +129,8 @@ Value FindMethod(Runtime& in, const Value& self, const Arguments& arguments) {
   std::string part = reader.NextString("sub", "");
   reader.Done();
   const std::string& text = self.string();
+  in.StepSearch(text, part);
+  if (in.failed()) return Value();
   size_t at = kFromRight ? text.rfind(part) : text.find(part);
   if (at == std::string::npos) return kMustExist ? in.Fail("substring not found") : Value(-1);
   return CountCodePoints(std::string_view(text).substr(0, at));
@@ -134,7 +140,8 @@ Value CountMethod(Runtime& in, const Value& self, const Arguments& arguments) {
   ArgumentReader reader(in, "count", arguments);
   std::string part = reader.NextString("sub", "");
   reader.Done();
-  return CountText(self.string(), part);
+  in.StepSearch(self.string(), part);
+  return in.failed() ? Value() : Value(CountText(self.string(), part));
 }
 
 template <bool kFromRight>
@@ -144,6 +151,8 @@ Value PartitionMethod(Runtime& in, const Value& self, const Arguments& arguments
   reader.Done();
   if (separator.empty()) return in.Fail("empty separator");
   const std::string& text = self.string();
+  in.StepSearch(text, separator);
+  if (in.failed()) return Value();
   size_t at = kFromRight ? text.rfind(separator) : text.find(separator);
   if (at == std::string::npos) {
     return in.NewTuple(kFromRight ? List{"", "", self} : List{self, "", ""});
@@ -177,9 +186,12 @@ Value PadMethod(Runtime& in, const Value& self, const Arguments& arguments) {
   int64_t width = reader.NextInteger("width", 0);
   std::string fill = reader.NextString("fillchar", " ");
   reader.Done();
-  int64_t missing = width - static_cast<int64_t>(CountCodePoints(self.string()));
-  if (missing <= 0) return self;
-  in.Charge(static_cast<size_t>(missing));
+  if (CountCodePoints(fill) != 1)
+    return in.Fail("the fill character must be exactly one character long");
+  const int64_t length = static_cast<int64_t>(CountCodePoints(self.string()));
+  if (width <= length) return self;
+  const int64_t missing = width - length;
+  in.Charge(static_cast<size_t>(missing) * fill.size());
   if (in.failed()) return Value();
   // str.center puts the odd space left when the width is odd.
   int64_t left = kPadSide == Side::kLeft    ? missing
@@ -194,10 +206,11 @@ Value PadMethod(Runtime& in, const Value& self, const Arguments& arguments) {
 
 Value ZeroFillMethod(Runtime& in, const Value& self, const Arguments& arguments) {
   ArgumentReader reader(in, "zfill", arguments);
-  int64_t missing =
-      reader.NextInteger("width", 0) - static_cast<int64_t>(CountCodePoints(self.string()));
+  const int64_t width = reader.NextInteger("width", 0);
   reader.Done();
-  if (missing <= 0) return self;
+  const int64_t length = static_cast<int64_t>(CountCodePoints(self.string()));
+  if (width <= length) return self;
+  const int64_t missing = width - length;
   in.Charge(static_cast<size_t>(missing));
   if (in.failed()) return Value();
   std::string text = self.string();

@@ -122,6 +122,8 @@ Value Runtime::Arithmetic(const std::string& op, const Value& a, const Value& b)
 }
 
 bool Runtime::Compare(const std::string& op, const Value& a, const Value& b) {
+  Step(std::min(a.text_bytes(), b.text_bytes()) / 64);
+  if (failed()) return false;
   if (op == "==") return Equal(a, b);
   if (op == "!=") return !Equal(a, b);
   if (op == "in") return Contains(b, a);
@@ -147,6 +149,8 @@ bool Runtime::Compare(const std::string& op, const Value& a, const Value& b) {
 bool Runtime::Contains(const Value& container, const Value& item) {
   if (container.is_undefined()) return false;
   if (container.is_string()) {
+    if (item.is_string()) StepSearch(container.string(), item.string());
+    if (failed()) return false;
     if (item.is_string()) return container.string().find(item.string()) != std::string::npos;
     if (item.is_undefined()) {
       Fail(item.undefined_reason());
@@ -157,11 +161,9 @@ bool Runtime::Contains(const Value& container, const Value& item) {
   }
   if (container.is_dict()) return container.Find(item) != nullptr;
   if (container.is_sequence()) {
-    Step(container.items().size() / 16);
-    for (const Value& member : container.items()) {
-      if (Equal(member, item)) return true;
-    }
-    return false;
+    Step(container.text_bytes() / 64);
+    return !failed() && std::any_of(container.items().begin(), container.items().end(),
+                                    [&](const Value& member) { return Equal(member, item); });
   }
   if (container.generator() != nullptr) {
     List members = Iterate(container);

@@ -1,4 +1,6 @@
 // Python's "format % values": %s %r %d %i %x %f %e %g %c %% with flags, width, precision and names.
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "coordinator/text/jinja/runtime.h"
@@ -49,26 +51,31 @@ std::string FormatNumber(Runtime& in, const Field& field, const Value& value) {
                          " format: a number is required, not ", value.TypeName()));
     return "";
   }
+  const bool is_integer =
+      std::string_view("diuxXo").find(field.conversion) != std::string_view::npos;
+  if (is_integer && value.is_float() && !(std::abs(value.number()) < 9e18)) {
+    in.Fail(absl::StrCat("%", std::string(1, field.conversion), " format: number is out of range"));
+    return "";
+  }
+  const int64_t integer = !is_integer        ? 0
+                          : value.is_float() ? static_cast<int64_t>(value.number())
+                                             : value.integer();
   std::string flags = field.flags;
   int precision = field.precision;
   switch (field.conversion) {
     case 'd':
     case 'i':
     case 'u': {
-      int64_t number = value.is_float() ? static_cast<int64_t>(value.number()) : value.integer();
-      std::string digits = absl::StrCat(number);
-      if (number >= 0 && flags.find('+') != std::string::npos) digits.insert(0, "+");
+      std::string digits = absl::StrCat(integer);
+      if (integer >= 0 && flags.find('+') != std::string::npos) digits.insert(0, "+");
       return digits;
     }
     case 'x':
-      return absl::StrFormat(
-          "%x", value.is_float() ? static_cast<int64_t>(value.number()) : value.integer());
+      return absl::StrFormat("%x", integer);
     case 'X':
-      return absl::StrFormat(
-          "%X", value.is_float() ? static_cast<int64_t>(value.number()) : value.integer());
+      return absl::StrFormat("%X", integer);
     case 'o':
-      return absl::StrFormat(
-          "%o", value.is_float() ? static_cast<int64_t>(value.number()) : value.integer());
+      return absl::StrFormat("%o", integer);
     case 'e':
       return absl::StrFormat("%.*e", precision < 0 ? 6 : precision, value.number());
     case 'g':

@@ -12,6 +12,9 @@ namespace {
 // Far above what a long conversation needs (a message takes some thousand steps), and a second or
 // two of work at most.
 constexpr size_t kMaxSteps = 10'000'000;
+// A step that walks over megabytes (a comparison, a copied list) counts no more than a small one.
+constexpr std::chrono::seconds kMaxTime(10);
+constexpr size_t kCallsPerLook = 16;  // a look at the clock costs as much as a small step
 constexpr size_t kMaxBytes = size_t{1} << 30;         // of all strings and containers ever made
 constexpr size_t kMaxStringBytes = size_t{64} << 20;  // of one
 constexpr int kMaxDepth = 1000;
@@ -106,6 +109,13 @@ Value Runtime::FailExhausted(std::string_view message) {
 void Runtime::Step(size_t num_steps) {
   num_steps_ += num_steps;
   if (num_steps_ > kMaxSteps) FailExhausted("rendering takes too many steps");
+  if (++num_calls_ % kCallsPerLook != 0) return;
+  if (std::chrono::steady_clock::now() - begun_ > kMaxTime)
+    FailExhausted("rendering takes too long");
+}
+
+void Runtime::StepSearch(std::string_view text, std::string_view part) {
+  Step(text.size() / 64 * (1 + part.size() / 64));
 }
 
 void Runtime::Charge(size_t num_bytes) {

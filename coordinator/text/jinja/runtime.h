@@ -6,6 +6,7 @@
 // thrown away; whatever repeats asks failed().
 #pragma once
 
+#include <chrono>
 #include <ctime>
 #include <deque>
 #include <functional>
@@ -80,6 +81,8 @@ class Runtime {
   std::time_t now() const { return now_; }
 
   void Step(size_t num_steps = 1);
+  // Accounts for finding `part` in `text`, before it is done: at worst a comparison at every byte.
+  void StepSearch(std::string_view text, std::string_view part);
   // Accounts for a new string or container of that size.
   void Charge(size_t num_bytes);
   // Counts nesting of macros and expressions while it lives.
@@ -130,6 +133,8 @@ class Runtime {
   int line_ = 0;
   int depth_ = 0;
   size_t num_steps_ = 0;
+  size_t num_calls_ = 0;  // of Step
+  const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   size_t num_bytes_ = 0;
   std::deque<Callable> callables_;
   std::deque<Namespace> namespaces_;

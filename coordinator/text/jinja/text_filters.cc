@@ -68,6 +68,8 @@ Value ReplaceFilter(Runtime& in, const Value& value, const Arguments& arguments)
   int64_t count = reader.NextInteger("count", -1);
   reader.Done();
   std::string text = value.Str();
+  in.StepSearch(text, old_text);
+  if (in.failed()) return Value();
   in.Charge(CountText(text, old_text) * new_text.size());
   if (in.failed()) return Value();
   return in.NewString(ReplaceText(text, old_text, new_text, count));
