@@ -42,17 +42,20 @@ void CheckQkNormRope(const QkNormRopeArgs& args) {
   PL_CHECK(args.q.shape().rank == 3 && args.k_cache.shape().rank == 4);
   const int64_t rows = args.q.dim(0), heads = args.q.dim(1), head_dim = args.q.dim(2);
   const int64_t kv_heads = args.k_cache.dim(1);
-  PL_CHECK(IsAct(args.q.dtype()) && kv_heads > 0 && heads % kv_heads == 0 && head_dim % 2 == 0);
-  const Shape cache = {args.k_cache.dim(0), kv_heads, kBlockTokens, head_dim};
-  CheckTensor(args.k_cache, args.q.dtype(), cache);
-  CheckTensor(args.v_cache, args.q.dtype(), cache);
+  PL_CHECK(IsAct(args.q.dtype()) && heads + kv_heads > 0 && head_dim % 2 == 0);
+  if (kv_heads > 0) {
+    PL_CHECK(heads % kv_heads == 0);
+    const Shape cache = {args.k_cache.dim(0), kv_heads, kBlockTokens, head_dim};
+    CheckTensor(args.k_cache, args.q.dtype(), cache);
+    CheckTensor(args.v_cache, args.q.dtype(), cache);
+    CheckTensor(args.slots, DType::kI32, {rows});
+  }
   CheckTensor(args.qkv, DType::kF32, {rows, head_dim * (heads * (args.gated ? 2 : 1) + 2 * kv_heads)});
   CheckOptional(args.q_norm, DType::kF32, {head_dim});
   CheckOptional(args.k_norm, DType::kF32, {head_dim});
   PL_CHECK(args.cos.dim(1) * 2 <= head_dim);
   CheckTensor(args.cos, DType::kF32, {rows, args.cos.dim(1)});
   CheckTensor(args.sin, DType::kF32, {rows, args.cos.dim(1)});
-  CheckTensor(args.slots, DType::kI32, {rows});
 }
 
 void CheckCausalConv(const CausalConvArgs& args) {
@@ -190,7 +193,9 @@ void Ops::Attention(const AttentionArgs& args) {
   CheckTensor(args.k_cache, args.q.dtype(), cache);
   CheckTensor(args.v_cache, args.q.dtype(), cache);
   if (args.gated) {
-    CheckTensor(args.qkv, DType::kF32, {rows, head_dim * (2 * heads + 2 * kv_heads)});
+    const int64_t gated_queries = 2 * heads * head_dim, keys_and_values = 2 * kv_heads * head_dim;
+    PL_CHECK(args.qkv.dim(1) == gated_queries || args.qkv.dim(1) == gated_queries + keys_and_values);
+    CheckTensor(args.qkv, DType::kF32, {rows, args.qkv.dim(1)});
   }
   CheckSequences(args.sequences);
   CheckTensor(args.sequences.block_table, DType::kI32,

@@ -152,7 +152,8 @@ struct RopeTableArgs {
 };
 
 // Per head: RMS norm of q and k (when weights are given), rotary embedding (rotate-half: pairs (i, i + rotary_dim/2)),
-// all in f32, then rounded to act; k and v go to the cache at slots[t] = block * B + offset.
+// all in f32, then rounded to act; k and v go to the cache at slots[t] = block * B + offset. Nq or Nkv may be 0: k and v
+// alone, or q alone; then caches and slots may be null.
 struct QkNormRopeArgs {
   Tensor q;                // [T, Nq, H] act
   Tensor k_cache;          // [num_blocks, Nkv, B, H] act
@@ -185,7 +186,7 @@ struct AttentionArgs {
   ConstTensor q;           // [T, Nq, H] act
   ConstTensor k_cache;     // [num_blocks, Nkv, B, H] act
   ConstTensor v_cache;     // [num_blocks, Nkv, B, H] act
-  ConstTensor qkv;         // [T, ...] f32 as in QkNormRopeArgs: source of the gate; empty without gate
+  ConstTensor qkv;         // [T, ...] f32 as in QkNormRopeArgs, with or without k and v: source of the gate; empty without
   SequenceRows sequences;
   float scale = 1;
   bool gated = false;

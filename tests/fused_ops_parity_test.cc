@@ -1,4 +1,4 @@
-// QkvLinear and ConvGatedDeltaNet: the bits of the ops that they stand for, one after the other.
+// QkvLinear and ConvGatedDeltaNet: the bits of the ops they stand for, one after the other; and of QkvLinear in two parts.
 #include "tests/ops_test_util.h"
 
 namespace plumbline {
@@ -7,7 +7,7 @@ namespace {
 class FusedOps : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Cpu, FusedOps, testing::ValuesIn(CpuArithmetics()));
 
-Buffer Packed(Backend& backend, const LinearShape& shape, const HostTensor& weight) {
+Buffer Packed(Backend& backend, const LinearShape& shape, const ConstTensor& weight) {
   const int64_t num_bytes = backend.ops->PackedBytes(shape);
   Buffer packed = backend.device->Allocate(num_bytes);
   backend.ops->PackLinear({.out = packed.View(DType::kU8, {num_bytes}), .shape = shape, .source = weight});
@@ -21,52 +21,85 @@ struct Heads {
   int64_t columns() const { return query_columns() + 2 * kv_heads * head_dim; }
 };
 
-// Query rows, both caches and the gates that a call leaves.
-std::vector<float> RunQkv(Backend& backend, const Heads& heads, DType dtype, int64_t num_rows, bool fused) {
+enum class QkvCalls { kTwoOps, kFused, kFusedQueriesThenKeysAndValues };
+
+// Query rows, both caches and the gates that the calls leave.
+std::vector<float> RunQkv(Backend& backend, const Heads& heads, DType dtype, int64_t num_rows, QkvCalls calls) {
   Random random(7);
-  const LinearShape shape = {.n = heads.columns(), .k = 96, .dtype = dtype};
-  const Buffer packed = Packed(backend, shape, random.Tensor(dtype, {shape.n, shape.k}));
-  const ConstTensor weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)});
-  const HostTensor x = random.Tensor(dtype, {num_rows, shape.k}), bias = random.Tensor(DType::kF32, {shape.n});
-  const int64_t half = heads.head_dim / 4, num_blocks = num_rows / kBlockTokens + 1;
+  const int64_t inputs = 96, half = heads.head_dim / 4, num_blocks = num_rows / kBlockTokens + 1;
+  const HostTensor weight = random.Tensor(dtype, {heads.columns(), inputs});
+  const HostTensor x = random.Tensor(dtype, {num_rows, inputs}), bias = random.Tensor(DType::kF32, {heads.columns()});
   const HostTensor cos = random.Tensor(DType::kF32, {num_rows, half}), sin = random.Tensor(DType::kF32, {num_rows, half});
   const HostTensor q_norm = random.Tensor(DType::kF32, {heads.head_dim}), k_norm = q_norm;
   const HostTensor slots({num_rows}, random.Permutation(static_cast<int32_t>(num_rows)));
-  HostTensor qkv(DType::kF32, {num_rows, shape.n}), q(dtype, {num_rows, heads.heads, heads.head_dim});
+  HostTensor q(dtype, {num_rows, heads.heads, heads.head_dim});
   HostTensor keys(dtype, {num_blocks, heads.kv_heads, kBlockTokens, heads.head_dim}), values = keys;
-  const LinearArgs linear = {.out = qkv, .x = x, .weight = weight, .shape = shape, .bias = bias};
-  const QkNormRopeArgs rope = {.q = q, .k_cache = keys, .v_cache = values, .qkv = qkv, .q_norm = q_norm,
-                               .k_norm = k_norm, .cos = cos, .sin = sin, .slots = slots, .norm_offset = 1,
-                               .eps = 1e-6f, .gated = heads.gated};
-  if (fused) {
-    backend.ops->QkvLinear({.linear = linear, .rope = rope});
+  std::vector<float> all;
+  // The heads whose weights are rows [first_row, first_row + part.columns()).
+  const auto project = [&](int64_t first_row, const Heads& part) {
+    const LinearShape shape = {.n = part.columns(), .k = inputs, .dtype = dtype};
+    const Buffer packed = Packed(backend, shape, ConstTensor(weight).Rows(first_row, shape.n));
+    const Shape cache_shape = {num_blocks, part.kv_heads, kBlockTokens, heads.head_dim};
+    HostTensor qkv(DType::kF32, {num_rows, shape.n});
+    const LinearArgs linear = {.out = qkv,
+                               .x = x,
+                               .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
+                               .shape = shape,
+                               .bias = ConstTensor(bias).Rows(first_row, shape.n)};
+    const QkNormRopeArgs rope = {
+        .q = part.heads > 0 ? Tensor(q) : Tensor(nullptr, dtype, {num_rows, 0, heads.head_dim}),
+        .k_cache = part.kv_heads > 0 ? Tensor(keys) : Tensor(nullptr, dtype, cache_shape),
+        .v_cache = part.kv_heads > 0 ? Tensor(values) : Tensor(nullptr, dtype, cache_shape),
+        .qkv = qkv, .q_norm = q_norm, .k_norm = k_norm, .cos = cos, .sin = sin,
+        .slots = part.kv_heads > 0 ? ConstTensor(slots) : ConstTensor(),
+        .norm_offset = 1, .eps = 1e-6f, .gated = heads.gated};
+    if (calls == QkvCalls::kTwoOps) {
+      backend.ops->Linear(linear);
+      backend.ops->QkNormRope(rope);
+    } else {
+      backend.ops->QkvLinear({.linear = linear, .rope = rope});
+    }
+    for (int64_t t = 0; t < num_rows && heads.gated; ++t) {
+      for (int64_t c = 0; c < part.query_columns(); ++c) {
+        if (c / heads.head_dim % 2 == 1) all.push_back(qkv.Get(t * shape.n + c));
+      }
+    }
+  };
+  if (calls == QkvCalls::kFusedQueriesThenKeysAndValues) {
+    project(0, {heads.heads, 0, heads.head_dim, heads.gated});
+    project(heads.query_columns(), {0, heads.kv_heads, heads.head_dim, heads.gated});
   } else {
-    backend.ops->Linear(linear);
-    backend.ops->QkNormRope(rope);
+    project(0, heads);
   }
-  std::vector<float> all = q.Floats();
-  for (const HostTensor* tensor : {&keys, &values}) {
+  for (const HostTensor* tensor : {&q, &keys, &values}) {
     const std::vector<float> floats = tensor->Floats();
     all.insert(all.end(), floats.begin(), floats.end());
-  }
-  for (int64_t t = 0; t < num_rows && heads.gated; ++t) {
-    for (int64_t c = 0; c < heads.query_columns(); ++c) {
-      if (c / heads.head_dim % 2 == 1) all.push_back(qkv.Get(t * shape.n + c));
-    }
   }
   return all;
 }
 
-TEST_P(FusedOps, QkvLinearEqualsLinearAndQkNormRope) {
-  Backend backend = BackendOf(GetParam(), 3);
+void ExpectQkvCallsEqual(Backend& backend, const std::vector<int64_t>& row_counts) {
   for (DType dtype : kActTypes) {
     for (const Heads& heads : {Heads{4, 2, 64}, Heads{3, 1, 128, true}, Heads{2, 2, 32}, Heads{1, 1, 256}, Heads{3, 3, 20}}) {
-      for (int64_t num_rows : {1, 5, 70, 300}) {
-        EXPECT_EQ(RunQkv(backend, heads, dtype, num_rows, true), RunQkv(backend, heads, dtype, num_rows, false))
-            << NameOf(dtype) << " head dim " << heads.head_dim << " rows " << num_rows;
+      for (int64_t num_rows : row_counts) {
+        const std::vector<float> expected = RunQkv(backend, heads, dtype, num_rows, QkvCalls::kTwoOps);
+        for (QkvCalls calls : {QkvCalls::kFused, QkvCalls::kFusedQueriesThenKeysAndValues}) {
+          EXPECT_EQ(RunQkv(backend, heads, dtype, num_rows, calls), expected)
+              << NameOf(dtype) << " head dim " << heads.head_dim << " rows " << num_rows << " calls " << static_cast<int>(calls);
+        }
       }
     }
   }
+}
+
+TEST_P(FusedOps, QkvLinearEqualsLinearAndQkNormRopeWholeAndInParts) {
+  Backend backend = BackendOf(GetParam(), 3);
+  ExpectQkvCallsEqual(backend, {1, 5, 70, 300});
+}
+
+TEST(FusedOpsReference, QkvLinearInPartsIsTheWhole) {
+  Backend backend = MakeReferenceBackend();
+  ExpectQkvCallsEqual(backend, {1, 5});
 }
 
 struct Channels {
@@ -130,7 +163,8 @@ TEST_P(FusedOps, ConvGatedDeltaNetEqualsCausalConvAndGatedDeltaNet) {
 // The comparison sees a difference: gated heads take other columns.
 TEST_P(FusedOps, ComparisonSeesDifferences) {
   Backend backend = BackendOf(GetParam());
-  EXPECT_NE(RunQkv(backend, {4, 2, 64}, DType::kF32, 5, true), RunQkv(backend, {4, 2, 64, true}, DType::kF32, 5, true));
+  EXPECT_NE(RunQkv(backend, {4, 2, 64}, DType::kF32, 5, QkvCalls::kFused),
+            RunQkv(backend, {4, 2, 64, true}, DType::kF32, 5, QkvCalls::kFused));
 }
 
 }  // namespace

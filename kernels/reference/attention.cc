@@ -64,7 +64,7 @@ void ReferenceOps::DoQkNormRope(const QkNormRopeArgs& args) {
       const std::vector<float> q = NormAndRotate(row + head * q_stride, head_dim, args.q_norm, rotation);
       for (int64_t i = 0; i < head_dim; ++i) Store(args.q, (t * heads + head) * head_dim + i, q[i]);
     }
-    const int64_t slot = args.slots.as<int32_t>()[t];
+    const int64_t slot = kv_heads > 0 ? args.slots.as<int32_t>()[t] : 0;
     const float* keys = row + heads * q_stride;
     const float* values = keys + kv_heads * head_dim;
     for (int64_t head = 0; head < kv_heads; ++head) {
