@@ -21,12 +21,16 @@ bool IsHead(const TensorPlan& tensor) {
   return tensor.name == "lm_head.weight" || tensor.name == "model.embed_tokens.weight";
 }
 
-// After the last layer's mixer only the rows whose logits are wanted go on: one of each sequence.
-bool IsAfterLastMixer(const ModelConfig& config, const TensorPlan& tensor) {
+// From the queries of the last layer on, or from its MLP on behind a delta net, only the rows go on whose logits are wanted:
+// one of each sequence.
+bool IsOfWantedRows(const ModelConfig& config, const TensorPlan& tensor) {
   if (IsHead(tensor)) return true;
   const std::string layer = absl::StrCat("model.layers.", config.num_layers() - 1, ".");
   if (!absl::StartsWith(tensor.name, layer)) return false;
-  return absl::StrContains(tensor.name, ".mlp.") || absl::StrContains(tensor.name, ".block_sparse_moe.");
+  for (const char* part : {".mlp.", ".block_sparse_moe.", ".self_attn.q_proj.", ".self_attn.o_proj."}) {
+    if (absl::StrContains(tensor.name, part)) return true;
+  }
+  return false;
 }
 
 // Share of the experts that so many rows choose, if they choose evenly.
@@ -68,7 +72,7 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
     if (!IsLinear(config, tensor) || !plan.Holds(tensor, rank)) continue;
     if (IsHead(tensor) && stage != plan.mesh().pp - 1) continue;
     const bool is_expert = IsExpert(tensor);
-    const double these_rows = IsAfterLastMixer(config, tensor) ? sequences : rows;
+    const double these_rows = IsOfWantedRows(config, tensor) ? sequences : rows;
     const TensorSlice slice = plan.SliceOf(tensor.name, rank);
     const double elements = Real(slice.num_rows()) * Real(slice.num_columns);
     const double read = is_expert ? ShareOfExperts(config.moe, these_rows) : 1;
@@ -76,16 +80,24 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
     cost.linear_flops += 2 * elements * these_rows * (is_expert ? chosen : 1);
   }
   const StageRange layers = plan.LayersOf(stage);
+  double exchanged_rows = 0;  // of all exchanges: partial sums out and reduced slices back, twice a layer
   for (int64_t layer = layers.first; layer < layers.last; ++layer) {
-    if (config.layers[layer].mixer == MixerKind::kAttention) {
+    const bool is_last = layer + 1 == config.num_layers(), is_attention = config.layers[layer].mixer == MixerKind::kAttention;
+    exchanged_rows += 2 * (is_last && is_attention ? sequences : rows) + 2 * (is_last ? sequences : rows);
+    if (!is_attention) {
+      AddDeltaNet(config, plan, act, step, cost);
+    } else if (!is_last) {
       AddAttention(config, plan, act, step, cost);
     } else {
-      AddDeltaNet(config, plan, act, step, cost);
+      StepShape wanted = step;
+      wanted.rows = 1;
+      wanted.context = step.context + step.rows - 1;
+      AddAttention(config, plan, act, wanted, cost);
     }
   }
-  if (tp > 1) {  // partial sums out and reduced slices back, twice a layer
+  if (tp > 1) {
     cost.num_exchanges = static_cast<int>(4 * (layers.last - layers.first));
-    cost.exchange_bytes = Real(cost.num_exchanges) * rows * Real(config.hidden) * sizeof(float) * (tp - 1) / tp;
+    cost.exchange_bytes = exchanged_rows * Real(config.hidden) * sizeof(float) * (tp - 1) / tp;
   }
   return cost;
 }

@@ -1,4 +1,5 @@
-// A rank refuses a plan that would copy states from or to places that are not there, or to where no state belongs.
+// A rank refuses a plan that would copy states from or to places that are not there, or to where no state belongs; the rows
+// whose logits are wanted by themselves.
 #include "worker/model/batch.h"
 
 #include <functional>
@@ -6,10 +7,12 @@
 #include "absl/strings/string_view.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/backend.h"
 
 namespace plumbline {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr BatchLimits kLimits{.max_step_tokens = 256,
@@ -60,6 +63,58 @@ TEST(BatchTest, AModelWithoutStatesCopiesNone) {
   limits.num_state_slots = 0;
   EXPECT_FALSE(Check([](SequencePlan& s) { s.state_slot = -1; }, limits).ok());
   EXPECT_TRUE(Check([](SequencePlan& s) { s.state_slot = s.load_slot = s.save_slot = -1; }, limits).ok());
+}
+
+std::vector<int32_t> Ints(const ConstTensor& tensor) {
+  return {tensor.as<int32_t>(), tensor.as<int32_t>() + tensor.num_elements()};
+}
+
+TEST(BatchTest, WantedRowsAreRunsOfTheirSequences) {
+  const Backend backend = MakeReferenceBackend();
+  BatchBuilder builder(*backend.device, kLimits, /*rotary_dim=*/8);
+  // Positions 64-69 of which 64, 66, 67 and 69 are wanted; none; the last of 0-2.
+  const StepPlan plan = {
+      .sequences = {{.tokens = {1, 2, 3, 4, 5, 6}, .start = 64, .num_prompt_tokens = 6, .block_table = {3, 4}, .state_slot = 0,
+                     .draw_token = true, .targets = {7, -1, 7, 7, -1, -1}},
+                    {.tokens = {1}, .start = 5, .block_table = {5}, .state_slot = 1},
+                    {.tokens = {1, 2, 3}, .num_prompt_tokens = 3, .block_table = {6}, .state_slot = 2, .draw_token = true}}};
+  const Batch batch = builder.Build(plan);
+  EXPECT_EQ(batch.all.count, 10);
+  EXPECT_THAT(Ints(batch.all.sequences.row_begin), ElementsAre(0, 6, 7, 10));
+  EXPECT_THAT(Ints(batch.all.sequences.num_prompt_rows), ElementsAre(6, 0, 3));
+  EXPECT_EQ(batch.wanted.count, 5);
+  EXPECT_THAT(Ints(batch.wanted_rows), ElementsAre(0, 2, 3, 5, 9));
+  EXPECT_THAT(Ints(batch.wanted.positions), ElementsAre(64, 66, 67, 69, 2));
+  EXPECT_THAT(Ints(batch.wanted.sequences.row_begin), ElementsAre(0, 1, 3, 4, 5));
+  EXPECT_THAT(Ints(batch.wanted.sequences.start), ElementsAre(64, 66, 69, 2));
+  EXPECT_THAT(Ints(batch.wanted.sequences.num_prompt_rows), ElementsAre(0, 0, 0, 0));
+  EXPECT_THAT(Ints(batch.wanted.sequences.state_slot), ElementsAre(0, 0, 0, 2));
+  EXPECT_THAT(Ints(batch.wanted.sequences.block_table), ElementsAre(3, 4, 3, 4, 3, 4, 6, 0));
+}
+
+TEST(BatchTest, AllRowsWantedAreTheBatchItself) {
+  const Backend backend = MakeReferenceBackend();
+  BatchBuilder builder(*backend.device, kLimits, /*rotary_dim=*/8);
+  const SequencePlan decode = {.tokens = {1}, .start = 5, .block_table = {5}, .state_slot = 1, .draw_token = true};
+  const Batch batch = builder.Build({.sequences = {decode, decode}});
+  EXPECT_EQ(batch.wanted.count, 2);
+  EXPECT_EQ(batch.wanted.cos.raw(), batch.all.cos.raw());
+  EXPECT_EQ(batch.wanted.sequences.block_table.raw(), batch.all.sequences.block_table.raw());
+}
+
+// As many runs as there can be, in the memory laid out for them.
+TEST(BatchTest, EveryOtherRowIsARun) {
+  const Backend backend = MakeReferenceBackend();
+  BatchLimits limits = kLimits;
+  limits.max_step_tokens = 64;
+  limits.max_sequences = 1;
+  BatchBuilder builder(*backend.device, limits, /*rotary_dim=*/8);
+  SequencePlan sequence = {.tokens = std::vector<int32_t>(63, 1), .num_prompt_tokens = 63, .block_table = {2}, .state_slot = 0};
+  for (int i = 0; i < 63; ++i) sequence.targets.push_back(i % 2 == 0 ? 1 : -1);
+  const Batch batch = builder.Build({.sequences = {sequence}});
+  EXPECT_EQ(batch.wanted.count, 32);
+  EXPECT_EQ(batch.wanted.sequences.num_sequences(), 32);
+  EXPECT_EQ(Ints(batch.wanted.sequences.start)[31], 62);
 }
 
 }  // namespace

@@ -108,16 +108,24 @@ absl::Status CheckPlan(const StepPlan& plan, const BatchLimits& limits) {
 BatchBuilder::BatchBuilder(Device& device, const BatchLimits& limits, int64_t rotary_dim)
     : device_(device), rotary_dim_(rotary_dim) {
   const int64_t rows = limits.max_step_tokens, sequences = limits.max_sequences;
-  // A rectangular table: every sequence could have the longest context.
-  max_table_ints_ = sequences * ((limits.max_positions + kBlockTokens - 1) / kBlockTokens);
-  for (Buffer* buffer : {&tokens_, &positions_, &kv_slots_, &wanted_rows_}) *buffer = device.Allocate(rows * 4);
-  for (Buffer* buffer : {&cos_, &sin_}) {
-    *buffer = device.Allocate(std::max<int64_t>(rows * rotary_dim / 2 * 4, 4));
+  for (Buffer* buffer : {&tokens_, &kv_slots_, &wanted_rows_}) *buffer = device.Allocate(rows * 4);
+  all_ = Allocate(limits, sequences);
+  wanted_ = Allocate(limits, (rows + sequences) / 2);  // every other row
+}
+
+BatchBuilder::RowBuffers BatchBuilder::Allocate(const BatchLimits& limits, int64_t max_runs) {
+  const int64_t rows = limits.max_step_tokens;
+  RowBuffers buffers;
+  buffers.positions = device_.Allocate(rows * 4);
+  for (Buffer* buffer : {&buffers.cos, &buffers.sin}) {
+    *buffer = device_.Allocate(std::max<int64_t>(rows * rotary_dim_ / 2 * 4, 4));
   }
-  for (Buffer* buffer : {&row_begin_, &start_, &num_prompt_rows_, &state_slot_}) {
-    *buffer = device.Allocate((sequences + 1) * 4);
+  for (Buffer* buffer : {&buffers.row_begin, &buffers.start, &buffers.num_prompt_rows, &buffers.state_slot}) {
+    *buffer = device_.Allocate((max_runs + 1) * 4);
   }
-  block_table_ = device.Allocate(max_table_ints_ * 4);
+  // A rectangular table: every run could be of the longest context.
+  buffers.block_table = device_.Allocate(max_runs * ((limits.max_positions + kBlockTokens - 1) / kBlockTokens) * 4);
+  return buffers;
 }
 
 Tensor BatchBuilder::UploadInts(Buffer& buffer, const std::vector<int32_t>& values, Shape shape) {
@@ -126,47 +134,62 @@ Tensor BatchBuilder::UploadInts(Buffer& buffer, const std::vector<int32_t>& valu
   return view;
 }
 
-Batch BatchBuilder::Build(const StepPlan& plan) {
-  const int64_t num_sequences = static_cast<int64_t>(plan.sequences.size());
+BatchRows BatchBuilder::Upload(RowBuffers& buffers, std::span<const Run> runs) {
+  const int64_t num_runs = static_cast<int64_t>(runs.size());
   size_t max_blocks = 1;
-  for (const SequencePlan& sequence : plan.sequences) {
-    max_blocks = std::max(max_blocks, sequence.block_table.size());
-  }
-  std::vector<int32_t> tokens, positions, kv_slots, wanted_rows, row_begin = {0}, start, num_prompt_rows, state_slot;
-  std::vector<int32_t> block_table(num_sequences * max_blocks, 0);
-  for (int64_t s = 0; s < num_sequences; ++s) {
-    const SequencePlan& sequence = plan.sequences[s];
-    std::copy(sequence.block_table.begin(), sequence.block_table.end(),
-              block_table.begin() + s * max_blocks);
-    for (size_t i = 0; i < sequence.tokens.size(); ++i) {
-      const int32_t position = sequence.start + static_cast<int32_t>(i);
-      if (sequence.WantsLogits(i)) wanted_rows.push_back(static_cast<int32_t>(tokens.size()));
-      tokens.push_back(sequence.tokens[i]);
-      positions.push_back(position);
-      kv_slots.push_back(sequence.block_table[position / kBlockTokens] * kBlockTokens +
-                         position % kBlockTokens);
-    }
-    row_begin.push_back(static_cast<int32_t>(tokens.size()));
-    start.push_back(sequence.start);
-    num_prompt_rows.push_back(sequence.num_prompt_tokens);
+  for (const Run& run : runs) max_blocks = std::max(max_blocks, run.sequence->block_table.size());
+  std::vector<int32_t> positions, row_begin = {0}, start, num_prompt_rows, state_slot, block_table;
+  for (const Run& run : runs) {
+    const SequencePlan& sequence = *run.sequence;
+    start.push_back(sequence.start + run.first);
+    for (int32_t i = 0; i < run.count; ++i) positions.push_back(start.back() + i);
+    row_begin.push_back(static_cast<int32_t>(positions.size()));
+    // The role is the delta rule's, which never takes a part of a sequence's rows.
+    num_prompt_rows.push_back(&buffers == &all_ ? sequence.num_prompt_tokens : 0);
     state_slot.push_back(sequence.state_slot);
+    block_table.insert(block_table.end(), sequence.block_table.begin(), sequence.block_table.end());
+    block_table.resize(start.size() * max_blocks, 0);
   }
-  const int64_t rows = static_cast<int64_t>(tokens.size());
-  return {
-      .num_rows = rows,
-      .tokens = UploadInts(tokens_, tokens, {rows}),
-      .positions = UploadInts(positions_, positions, {rows}),
-      .kv_slots = UploadInts(kv_slots_, kv_slots, {rows}),
-      .cos = cos_.View(DType::kF32, {rows, rotary_dim_ / 2}),
-      .sin = sin_.View(DType::kF32, {rows, rotary_dim_ / 2}),
-      .sequences = {.row_begin = UploadInts(row_begin_, row_begin, {num_sequences + 1}),
-                    .start = UploadInts(start_, start, {num_sequences}),
-                    .num_prompt_rows = UploadInts(num_prompt_rows_, num_prompt_rows, {num_sequences}),
-                    .block_table = UploadInts(block_table_, block_table,
-                                              {num_sequences, static_cast<int64_t>(max_blocks)}),
-                    .state_slot = UploadInts(state_slot_, state_slot, {num_sequences})},
-      .wanted_rows = UploadInts(wanted_rows_, wanted_rows, {static_cast<int64_t>(wanted_rows.size())}),
-  };
+  const int64_t rows = static_cast<int64_t>(positions.size());
+  return {.count = rows,
+          .positions = UploadInts(buffers.positions, positions, {rows}),
+          .cos = buffers.cos.View(DType::kF32, {rows, rotary_dim_ / 2}),
+          .sin = buffers.sin.View(DType::kF32, {rows, rotary_dim_ / 2}),
+          .sequences = {.row_begin = UploadInts(buffers.row_begin, row_begin, {num_runs + 1}),
+                        .start = UploadInts(buffers.start, start, {num_runs}),
+                        .num_prompt_rows = UploadInts(buffers.num_prompt_rows, num_prompt_rows, {num_runs}),
+                        .block_table = UploadInts(buffers.block_table, block_table,
+                                                  {num_runs, static_cast<int64_t>(max_blocks)}),
+                        .state_slot = UploadInts(buffers.state_slot, state_slot, {num_runs})}};
+}
+
+Batch BatchBuilder::Build(const StepPlan& plan) {
+  std::vector<int32_t> tokens, kv_slots, wanted_rows;
+  std::vector<Run> all, wanted;
+  for (const SequencePlan& sequence : plan.sequences) {
+    const int32_t count = static_cast<int32_t>(sequence.tokens.size());
+    all.push_back({.sequence = &sequence, .first = 0, .count = count});
+    bool adjoins = false;  // the row before is the end of the last run
+    for (int32_t i = 0; i < count; ++i) {
+      const bool is_wanted = sequence.WantsLogits(i);
+      if (is_wanted) {
+        wanted_rows.push_back(static_cast<int32_t>(tokens.size()));
+        if (!adjoins) wanted.push_back({.sequence = &sequence, .first = i, .count = 0});
+        ++wanted.back().count;
+      }
+      adjoins = is_wanted;
+      const int32_t position = sequence.start + i;
+      tokens.push_back(sequence.tokens[i]);
+      kv_slots.push_back(sequence.block_table[position / kBlockTokens] * kBlockTokens + position % kBlockTokens);
+    }
+  }
+  const int64_t rows = static_cast<int64_t>(tokens.size()), num_wanted = static_cast<int64_t>(wanted_rows.size());
+  const BatchRows all_rows = Upload(all_, all);
+  return {.tokens = UploadInts(tokens_, tokens, {rows}),
+          .kv_slots = UploadInts(kv_slots_, kv_slots, {rows}),
+          .all = all_rows,
+          .wanted_rows = UploadInts(wanted_rows_, wanted_rows, {num_wanted}),
+          .wanted = num_wanted == rows ? all_rows : Upload(wanted_, wanted)};
 }
 
 }  // namespace plumbline

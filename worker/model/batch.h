@@ -1,6 +1,7 @@
 // Batch: one StepPlan as the arrays that ops read, on the device.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,15 +21,23 @@ struct BatchLimits {
   int64_t vocab = 0;
 };
 
+// Rows in the order of their sequences, and where they stand in them.
+struct BatchRows {
+  int64_t count = 0;       // T
+  Tensor positions;        // [T] i32
+  Tensor cos;              // [T, rotary_dim / 2] f32
+  Tensor sin;              // [T, rotary_dim / 2] f32
+  SequenceRows sequences;  // a run of adjoining rows each
+};
+
 struct Batch {
-  int64_t num_rows = 0;
-  Tensor tokens;     // [T] i32
-  Tensor positions;  // [T] i32
-  Tensor kv_slots;   // [T] i32: block * kBlockTokens + offset
-  Tensor cos;        // [T, rotary_dim / 2] f32
-  Tensor sin;        // [T, rotary_dim / 2] f32
-  SequenceRows sequences;
+  Tensor tokens;       // [T] i32
+  Tensor kv_slots;     // [T] i32: block * kBlockTokens + offset
+  BatchRows all;       // T rows: a sequence of the plan is one run
   Tensor wanted_rows;  // [R] i32: rows whose logits the plan wants, ascending
+  // These R rows by themselves, for attention: a run for every stretch of a sequence without gaps. The same tensors as `all`
+  // when R is T.
+  BatchRows wanted;
 };
 
 // INVALID_ARGUMENT naming sequence and field when a plan does not fit the limits or contradicts itself.
@@ -42,13 +51,24 @@ class BatchBuilder {
   Batch Build(const StepPlan& plan);
 
  private:
+  // Rows [first, first + count) of a sequence's part of the step.
+  struct Run {
+    const SequencePlan* sequence;
+    int32_t first, count;
+  };
+  // Memory of one BatchRows.
+  struct RowBuffers {
+    Buffer positions, cos, sin;
+    Buffer row_begin, start, num_prompt_rows, block_table, state_slot;
+  };
+  RowBuffers Allocate(const BatchLimits& limits, int64_t max_runs);
+  BatchRows Upload(RowBuffers& buffers, std::span<const Run> runs);
   Tensor UploadInts(Buffer& buffer, const std::vector<int32_t>& values, Shape shape);
 
   Device& device_;
   int64_t rotary_dim_;
-  Buffer tokens_, positions_, kv_slots_, wanted_rows_, cos_, sin_;
-  Buffer row_begin_, start_, num_prompt_rows_, block_table_, state_slot_;
-  int64_t max_table_ints_;
+  Buffer tokens_, kv_slots_, wanted_rows_;
+  RowBuffers all_, wanted_;
 };
 
 }  // namespace plumbline

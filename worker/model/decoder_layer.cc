@@ -8,12 +8,14 @@
 namespace plumbline {
 namespace {
 
-// Drops the rows of h that are not wanted.
+// Drops the rows of h that are not wanted, unless they are dropped already.
 void KeepWantedRows(const Context& context, const Batch& batch, Activations& activations) {
-  const int64_t num_wanted = batch.wanted_rows.dim(0);
-  if (num_wanted == batch.num_rows) return;
-  context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
-  activations.partials = {};
+  const int64_t num_wanted = batch.wanted.count;
+  if (num_wanted == activations.h.dim(0)) return;
+  if (!activations.partials.empty()) {
+    context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
+    activations.partials = {};
+  }
   const Tensor kept = activations.h.Rows(0, num_wanted);
   if (num_wanted > 0) {
     activations.scratch->Reset();
@@ -32,13 +34,15 @@ absl::StatusOr<DecoderLayer> DecoderLayer::Load(const ModelConfig& config, const
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   DecoderLayer layer;
   layer.index_ = index;
+  layer.is_last_ = index + 1 == config.num_layers();
   layer.norm_offset_ = config.norm_offset;
   layer.eps_ = config.norm_eps;
   PL_ASSIGN_OR_RETURN(layer.input_norm_, loader.Vector({prefix + "input_layernorm.weight"}));
   PL_ASSIGN_OR_RETURN(layer.post_mixer_norm_,
                       loader.Vector({prefix + "post_attention_layernorm.weight"}));
   if (config.layers[index].mixer == MixerKind::kAttention) {
-    PL_ASSIGN_OR_RETURN(layer.mixer_, Attention::Load(config, plan, prefix, loader));
+    const auto query_rows = layer.is_last_ ? Attention::QueryRows::kWanted : Attention::QueryRows::kAll;
+    PL_ASSIGN_OR_RETURN(layer.mixer_, Attention::Load(config, plan, prefix, query_rows, loader));
   } else {
     PL_ASSIGN_OR_RETURN(layer.mixer_, DeltaNet::Load(config, plan, prefix, loader));
   }
@@ -58,16 +62,27 @@ void DecoderLayer::AddAndNorm(const Context& context, const Buffer& weight,
                                  .weight = weight.View(DType::kF32, {activations.h.dim(1)}),
                                  .weight_offset = norm_offset_,
                                  .eps = eps_});
+  activations.partials = {};
 }
 
 absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, const SequenceCache& cache,
-                                   MlpRows mlp_rows, Activations& activations) const {
-  int64_t rows = batch.num_rows;
+                                   Activations& activations) const {
   const int64_t hidden = activations.h.dim(1);
+  const auto* attention = std::get_if<Attention>(&mixer_);
   activations.scratch->Reset();
   AddAndNorm(context, input_norm_, activations);
+  if (is_last_ && attention != nullptr) {
+    attention->StoreKeysAndValues(context, batch, cache.KvOf(index_), cache.num_blocks(), activations);
+    if (batch.wanted.count < batch.all.count) {
+      KeepWantedRows(context, batch, activations);
+      if (batch.wanted.count == 0) return absl::OkStatus();
+      AddAndNorm(context, input_norm_, activations);  // nothing is added twice: no partials are left
+    }
+    activations.scratch->Reset();
+  }
+  int64_t rows = activations.h.dim(0);
   Tensor mixed = context.exchange->Local(rows, hidden);
-  if (const auto* attention = std::get_if<Attention>(&mixer_)) {
+  if (attention != nullptr) {
     attention->Forward(context, batch, cache.KvOf(index_), cache.num_blocks(), activations, mixed);
   } else {
     std::get<DeltaNet>(mixer_).Forward(context, batch, cache.StateOf(index_), cache.num_slots(),
@@ -75,7 +90,7 @@ absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, c
   }
   PL_ASSIGN_OR_RETURN(activations.partials, context.exchange->Exchange(rows, hidden));
 
-  if (mlp_rows == MlpRows::kWanted) KeepWantedRows(context, batch, activations);
+  if (is_last_) KeepWantedRows(context, batch, activations);
   rows = activations.h.dim(0);
   if (rows == 0) return absl::OkStatus();
   activations.scratch->Reset();

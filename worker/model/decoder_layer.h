@@ -17,19 +17,20 @@ class DecoderLayer {
   static absl::StatusOr<DecoderLayer> Load(const ModelConfig& config, const ShardPlan& plan, int64_t index,
                                            WeightLoader& loader);
 
-  // Which rows go through the MLP: after the last layer only those are looked at whose logits are wanted.
-  enum class MlpRows { kAll, kWanted };
-  // The transport's error when an exchange fails. With kWanted activations hold the batch's wanted rows afterwards.
-  absl::Status Forward(const Context& context, const Batch& batch, const SequenceCache& cache, MlpRows mlp_rows,
+  // The transport's error when an exchange fails. The model's last layer leaves the batch's wanted rows in activations;
+  // of the others it fills caches only.
+  absl::Status Forward(const Context& context, const Batch& batch, const SequenceCache& cache,
                        Activations& activations) const;
 
   // Of what one layer takes between two resets of the scratch, whichever kinds the model has.
   static int64_t ScratchBytes(const ModelConfig& config, const ShardPlan& plan, int64_t rows, DType act);
 
  private:
+  // Leaves no partials.
   void AddAndNorm(const Context& context, const Buffer& weight, Activations& activations) const;
 
   int64_t index_ = 0;
+  bool is_last_ = false;  // of the model
   float norm_offset_ = 0;
   float eps_ = 0;
   Buffer input_norm_, post_mixer_norm_;  // [D] f32

@@ -36,7 +36,7 @@ absl::StatusOr<DeltaNet> DeltaNet::Load(const ModelConfig& config, const ShardPl
 
 void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCache& cache,
                        int64_t num_slots, Activations& activations, Tensor out) const {
-  const int64_t rows = batch.num_rows, channels = local_.conv_channels();
+  const int64_t rows = batch.all.count, channels = local_.conv_channels();
   const int64_t heads = local_.num_value_heads;
   Scratch& scratch = *activations.scratch;
   Tensor qkv = scratch.Take(context.act, {rows, channels});
@@ -53,7 +53,7 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
                 .state = cache.conv.View(context.act, {num_slots, channels, local_.conv_width - 1}),
                 .x = qkv,
                 .weight = conv_.View(DType::kF32, {channels, local_.conv_width}),
-                .sequences = batch.sequences},
+                .sequences = batch.all.sequences},
        .delta = {.out = mixed,
                  .state = cache.recurrent.View(DType::kF32, {num_slots, heads, local_.key_dim, local_.value_dim}),
                  .conv = conv,
@@ -61,7 +61,7 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
                  .a_log = a_log_.View(DType::kF32, {heads}),
                  .dt_bias = dt_bias_.View(DType::kF32, {heads}),
                  .norm = norm_.View(DType::kF32, {local_.value_dim}),
-                 .sequences = batch.sequences,
+                 .sequences = batch.all.sequences,
                  .num_key_heads = local_.num_key_heads,
                  .eps = eps_,
                  .activation = local_.sigmoid_gate ? GateActivation::kSigmoid : GateActivation::kSilu}});

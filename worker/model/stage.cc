@@ -85,12 +85,22 @@ absl::Status Stage::Begin(const Batch& batch, Activations& activations) {
   const int64_t hidden = options_.config.hidden;
   if (stage_index_ > 0) return links_.pp->Recv(activations.h, stage_index_ - 1);
   backend_.device->Zero(activations.h);
-  backend_.ops->Embed({.out = exchange_->Local(batch.num_rows, hidden),
+  backend_.ops->Embed({.out = exchange_->Local(batch.all.count, hidden),
                        .tokens = batch.tokens,
                        .table = embedding_.rows,
                        .vocab_begin = embedding_.first_row});
-  PL_ASSIGN_OR_RETURN(activations.partials, exchange_->Exchange(batch.num_rows, hidden));
+  PL_ASSIGN_OR_RETURN(activations.partials, exchange_->Exchange(batch.all.count, hidden));
   return absl::OkStatus();
+}
+
+void Stage::FillRopeTable(const BatchRows& rows) {
+  const int64_t half = static_cast<int64_t>(options_.config.rope.inv_freq.size());
+  if (half == 0) return;
+  backend_.ops->RopeTable({.cos = rows.cos,
+                           .sin = rows.sin,
+                           .positions = rows.positions,
+                           .inv_freq = inv_freq_.View(DType::kF32, {half}),
+                           .attention_factor = options_.config.rope.attention_factor});
 }
 
 absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
@@ -100,15 +110,9 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
                            .exchange = exchange_.get(),
                            .act = options_.compute_dtype};
   const Batch batch = batches_->Build(plan);
-  const int64_t half = static_cast<int64_t>(options_.config.rope.inv_freq.size());
-  if (half > 0) {
-    context.ops->RopeTable({.cos = batch.cos,
-                            .sin = batch.sin,
-                            .positions = batch.positions,
-                            .inv_freq = inv_freq_.View(DType::kF32, {half}),
-                            .attention_factor = options_.config.rope.attention_factor});
-  }
-  const Shape residual = {batch.num_rows, options_.config.hidden};
+  FillRopeTable(batch.all);
+  if (head_ != nullptr && batch.wanted.count < batch.all.count) FillRopeTable(batch.wanted);
+  const Shape residual = {batch.all.count, options_.config.hidden};
   Activations activations = {.h = h_.View(DType::kF32, residual),
                              .normed = normed_.View(context.act, residual),
                              .scratch = &scratch_};
@@ -117,10 +121,7 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
   }
   PL_RETURN_IF_ERROR(Begin(batch, activations));
   for (const DecoderLayer& layer : layers_) {
-    const bool is_last = head_ != nullptr && &layer == &layers_.back();
-    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_,
-                                     is_last ? DecoderLayer::MlpRows::kWanted : DecoderLayer::MlpRows::kAll,
-                                     activations));
+    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_, activations));
   }
   for (const SequencePlan& sequence : plan.sequences) {
     if (sequence.save_slot >= 0) cache_.CopyState(*context.device, sequence.state_slot, sequence.save_slot);

@@ -51,6 +51,7 @@ class Stage {
   explicit Stage(Options options, ShardPlan plan, Backend backend);
   absl::Status LoadWeights(WeightSource& source);
   absl::Status Begin(const Batch& batch, Activations& activations);
+  void FillRopeTable(const BatchRows& rows);
 
   Options options_;
   ShardPlan plan_;
