@@ -442,7 +442,7 @@ TEST(ClusterTest, AStepThatStandsStillIsBlamedOnTheRankThatTheOthersWaitFor) {
 TEST(ClusterTest, ALongStepAfterShortOnesIsLeftInPeace) {
   ClusterOptions options = DemoOptions({.tp = 2, .pp = 1});
   auto config = nlohmann::json::parse(options.config_json);
-  config["intermediate_size"] = 1 << 12;  // slow, in plain loops
+  config["intermediate_size"] = 1 << 14;  // slow, in plain loops
   const std::vector<std::string> four_layers = config["layer_types"];
   for (int i = 0; i < 3; ++i) {
     for (const std::string& type : four_layers) config["layer_types"].push_back(type);
