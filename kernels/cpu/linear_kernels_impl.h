@@ -131,7 +131,7 @@ struct LinearElementwise {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
-      PrefetchRow(args, row + 32 * args.out_stride);
+      FetchForWriting(args, row + kRowsAhead * args.out_stride);
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Load(sums + i);
@@ -155,7 +155,7 @@ struct LinearElementwise {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
-      PrefetchRow(args, row + 32 * args.out_stride);
+      FetchForWriting(args, row + kRowsAhead * args.out_stride);
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Mul(Silu<V>(V::Load(sums + i)), V::Load(sums + 16 + i));
@@ -165,10 +165,14 @@ struct LinearElementwise {
   }
 
  private:
-  static void PrefetchRow(const StoreArgs& args, int64_t element) {
-    const char* p = static_cast<const char*>(args.out) + element * (args.out_dtype == DType::kF32 ? 4 : 2);
-    asm volatile("prefetchw %0" : : "m"(*p));
-    if (args.out_dtype == DType::kF32 && args.num_columns > 16) asm volatile("prefetchw %0" : : "m"(*(p + 64)));
+  // Rows are stored about a tile of rows after they are asked for, a page or more apart: a line that is first fetched when it is
+  // written holds up the stores behind it. Any address may be asked for, also behind the output; processors
+  // without the instruction skip it.
+  static constexpr int kRowsAhead = 32;
+  static void FetchForWriting(const StoreArgs& args, int64_t element) {
+    const char* line = static_cast<const char*>(args.out) + element * (args.out_dtype == DType::kF32 ? 4 : 2);
+    asm volatile("prefetchw %0" : : "m"(*line));
+    if (args.out_dtype == DType::kF32 && args.num_columns > 16) asm volatile("prefetchw %0" : : "m"(*(line + 64)));
   }
   static void StoreLanes(const StoreArgs& args, int64_t element, typename V::F32 value, int lanes) {
     if (lanes == V::kWidth) {
