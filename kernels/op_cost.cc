@@ -6,7 +6,7 @@
 namespace plumbline {
 namespace {
 
-double Bytes(const ConstTensor& tensor) { return tensor.empty() ? 0 : static_cast<double>(tensor.num_bytes()); }
+double Bytes(const ConstTensor& tensor) { return tensor.empty() ? 0 : static_cast<double>(tensor.num_elements() * static_cast<int64_t>(SizeOf(tensor.dtype()))); }
 
 // All tensors of the arguments as a whole.
 template <typename Args>

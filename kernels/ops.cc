@@ -7,10 +7,17 @@ bool IsAct(DType dtype) {
   return dtype == DType::kBf16 || dtype == DType::kF16 || dtype == DType::kF32;
 }
 
-void CheckTensor(const ConstTensor& tensor, DType dtype, const Shape& shape) {
+// A tensor whose rows may lie apart.
+void CheckSpread(const ConstTensor& tensor, DType dtype, const Shape& shape) {
   PL_CHECK(!tensor.empty());
   PL_CHECK(tensor.dtype() == dtype);
   PL_CHECK(tensor.shape() == shape);
+  PL_CHECK(tensor.row_stride() >= shape.dims[1]);
+}
+
+void CheckTensor(const ConstTensor& tensor, DType dtype, const Shape& shape) {
+  CheckSpread(tensor, dtype, shape);
+  PL_CHECK(tensor.is_dense());
 }
 
 // An optional tensor: empty, or as given.
@@ -32,8 +39,8 @@ void CheckLinear(const LinearArgs& args, int64_t packed_bytes) {
   const int64_t rows = args.x.dim(0);
   PL_CHECK(!args.shape.gated);
   CheckTensor(args.out, DType::kF32, {rows, args.shape.n - args.num_rounded()});
-  CheckOptional(args.rounded, args.shape.dtype, {rows, args.num_rounded()});
-  CheckTensor(args.x, args.shape.dtype, {rows, args.shape.k});
+  if (!args.rounded.empty()) CheckSpread(args.rounded, args.shape.dtype, {rows, args.num_rounded()});
+  CheckSpread(args.x, args.shape.dtype, {rows, args.shape.k});
   CheckTensor(args.weight, DType::kU8, {packed_bytes});
   CheckOptional(args.bias, DType::kF32, {args.shape.n});
 }
@@ -64,7 +71,7 @@ void CheckCausalConv(const CausalConvArgs& args) {
   PL_CHECK(width >= 2);
   CheckTensor(args.out, DType::kF32, {rows, channels});
   CheckTensor(args.state, args.state.dtype(), {args.state.dim(0), channels, width - 1});
-  CheckTensor(args.x, args.state.dtype(), {rows, channels});
+  CheckSpread(args.x, args.state.dtype(), {rows, channels});
   CheckTensor(args.weight, DType::kF32, {channels, width});
   CheckSequences(args.sequences);
 }
@@ -75,7 +82,7 @@ void CheckGatedDeltaNet(const GatedDeltaNetArgs& args) {
   const int64_t key_dim = args.state.dim(2), value_dim = args.state.dim(3);
   PL_CHECK(args.num_key_heads > 0 && heads % args.num_key_heads == 0);
   const int64_t channels = 2 * args.num_key_heads * key_dim + heads * value_dim;
-  CheckTensor(args.out, args.out.dtype(), {rows, heads * value_dim});
+  CheckSpread(args.out, args.out.dtype(), {rows, heads * value_dim});
   CheckTensor(args.state, DType::kF32, {args.state.dim(0), heads, key_dim, value_dim});
   CheckTensor(args.conv, DType::kF32, {rows, channels});
   CheckTensor(args.gates, DType::kF32, {rows, heads * value_dim + 2 * heads});
@@ -105,8 +112,8 @@ void Ops::Linear(const LinearArgs& args) {
 void Ops::GatedLinear(const GatedLinearArgs& args) {
   const int64_t rows = args.x.dim(0);
   PL_CHECK(args.shape.gated);
-  CheckTensor(args.out, args.shape.dtype, {rows, args.shape.n / 2});
-  CheckTensor(args.x, args.shape.dtype, {rows, args.shape.k});
+  CheckSpread(args.out, args.shape.dtype, {rows, args.shape.n / 2});
+  CheckSpread(args.x, args.shape.dtype, {rows, args.shape.k});
   CheckTensor(args.weight, DType::kU8, {PackedBytes(args.shape)});
   if (rows > 0) DoGatedLinear(args);
 }
@@ -137,7 +144,7 @@ void Ops::ReduceAdd(const ReduceAddArgs& args) {
 void Ops::ReduceAddRmsNorm(const ReduceAddRmsNormArgs& args) {
   const int64_t rows = args.h.dim(0), hidden = args.h.dim(1);
   PL_CHECK(IsAct(args.out.dtype()));
-  CheckTensor(args.out, args.out.dtype(), {rows, hidden});
+  CheckSpread(args.out, args.out.dtype(), {rows, hidden});
   CheckTensor(args.h, DType::kF32, {rows, hidden});
   if (!args.partials.empty()) {
     PL_CHECK(IsTreeSize(args.partials.dim(0)));
@@ -189,7 +196,7 @@ void Ops::Attention(const AttentionArgs& args) {
   const int64_t kv_heads = args.k_cache.dim(1);
   PL_CHECK(IsAct(args.q.dtype()) && kv_heads > 0 && heads % kv_heads == 0 && head_dim % 2 == 0);
   const Shape cache = {args.k_cache.dim(0), kv_heads, kBlockTokens, head_dim};
-  CheckTensor(args.out, args.q.dtype(), {rows, heads * head_dim});
+  CheckSpread(args.out, args.q.dtype(), {rows, heads * head_dim});
   CheckTensor(args.k_cache, args.q.dtype(), cache);
   CheckTensor(args.v_cache, args.q.dtype(), cache);
   if (args.gated) {
@@ -240,7 +247,7 @@ void Ops::MoeMlp(const MoeMlpArgs& args) {
   const LinearShape& down = args.down_shape;
   PL_CHECK(up.gated && !down.gated && up.dtype == down.dtype && up.n == 2 * down.k && up.k == down.n);
   CheckTensor(args.out, DType::kF32, {rows, down.n});
-  CheckTensor(args.x, up.dtype, {rows, up.k});
+  CheckSpread(args.x, up.dtype, {rows, up.k});
   CheckTensor(args.experts, DType::kI32, {rows, args.experts.dim(1)});
   CheckTensor(args.weights, DType::kF32, {rows, args.experts.dim(1)});
   CheckTensor(args.gate_up, DType::kU8, {experts, PackedBytes(up)});

@@ -10,6 +10,8 @@
 // alone, bit for bit: never of T, of other rows, of thread count, or of which rank holds which columns. Sums are f32
 // in an order fixed by the op's description and the backend's arithmetic() name.
 //
+// Tensors are dense; of those that say "spread" the rows may lie further apart (Tensor::row_stride).
+//
 // Methods enqueue on the device's stream. Shapes and dtypes are checked once, here; a violation is a bug and stops the
 // process. Argument memory belongs to the caller. One thread calls the ops of one backend.
 #pragma once
@@ -58,19 +60,19 @@ struct PackLinearArgs {
 // out = x W^T (+ bias, after the root of the tree).
 struct LinearArgs {
   Tensor out;              // [M, n - R] f32: the columns from R on
-  ConstTensor x;           // [M, k] act = shape.dtype
+  ConstTensor x;           // [M, k] act = shape.dtype, spread
   ConstTensor weight;      // [PackedBytes(shape)] u8
   LinearShape shape;
   ConstTensor bias;        // [n] f32, or empty
-  Tensor rounded;          // [M, R] act: the first R columns, rounded; or empty, R = 0
+  Tensor rounded;          // [M, R] act, spread: the first R columns, rounded; or empty, R = 0
   int64_t num_rounded() const { return rounded.empty() ? 0 : rounded.dim(1); }
   auto tensors() { return std::tie(out, x, weight, bias, rounded); }
 };
 
 // out = silu(x Wg^T) * (x Wu^T): f32 up to the product, then rounded once to act.
 struct GatedLinearArgs {
-  Tensor out;              // [M, n / 2] act
-  ConstTensor x;           // [M, k] act
+  Tensor out;              // [M, n / 2] act, spread
+  ConstTensor x;           // [M, k] act, spread
   ConstTensor weight;      // [PackedBytes(shape)] u8, shape.gated
   LinearShape shape;
   auto tensors() { return std::tie(out, x, weight); }
@@ -104,7 +106,7 @@ struct ReduceAddArgs {
 // h += tree sum of partials (nothing when empty); out = h * rsqrt(mean(h^2) + eps) * (weight_offset + weight).
 // RMSNorm: arXiv:1910.07467.
 struct ReduceAddRmsNormArgs {
-  Tensor out;              // [T, D] act
+  Tensor out;              // [T, D] act, spread
   Tensor h;                // [T, D] f32, in place: the residual stream
   ConstTensor partials;    // [L, T, D] f32, one slice per subtree, or empty
   ConstTensor weight;      // [D] f32
@@ -182,7 +184,7 @@ struct QkvLinearArgs {
 // segments merge in ascending order. With gated: the result is multiplied by sigmoid(gate) of the same row and head.
 // Cache rows past a sequence's end may hold anything, NaN included, and must not matter.
 struct AttentionArgs {
-  Tensor out;              // [T, Nq * H] act
+  Tensor out;              // [T, Nq * H] act, spread
   ConstTensor q;           // [T, Nq, H] act
   ConstTensor k_cache;     // [num_blocks, Nkv, B, H] act
   ConstTensor v_cache;     // [num_blocks, Nkv, B, H] act
@@ -201,7 +203,7 @@ struct AttentionArgs {
 struct CausalConvArgs {
   Tensor out;              // [T, C] f32
   Tensor state;            // [num_slots, C, W - 1] act, in place
-  ConstTensor x;           // [T, C] act
+  ConstTensor x;           // [T, C] act, spread
   ConstTensor weight;      // [C, W] f32
   SequenceRows sequences;
   auto tensors() { return std::tie(out, state, x, weight); }
@@ -216,7 +218,7 @@ enum class GateActivation : uint8_t { kSilu, kSigmoid };
 // Rows with role prompt are evaluated in the chunked form on the absolute kChunkTokens grid, generated rows by the
 // recurrence above; the two differ only in rounding. Fresh state (zeros) when the sequence starts at 0.
 struct GatedDeltaNetArgs {
-  Tensor out;              // [T, Hv * Q] act
+  Tensor out;              // [T, Hv * Q] act, spread
   Tensor state;            // [num_slots, Hv, P, Q] f32, in place
   ConstTensor conv;        // [T, C] f32: q heads | k heads | v heads, from CausalConv
   ConstTensor gates;       // [T, Hv*Q + 2*Hv] f32: z | b | a
@@ -252,7 +254,7 @@ struct MoeRouteArgs {
 // down_e = Linear(GatedLinear(x)) of expert e with its leaves not yet combined. Product, then add, each rounded to f32.
 struct MoeMlpArgs {
   Tensor out;              // [T, D] f32
-  ConstTensor x;           // [T, D] act
+  ConstTensor x;           // [T, D] act, spread
   ConstTensor experts;     // [T, K] i32
   ConstTensor weights;     // [T, K] f32
   ConstTensor gate_up;     // [E, PackedBytes(gate_up_shape)] u8

@@ -16,6 +16,7 @@ int64_t ChunkK(const PanelFormat& format, const LinearLayout& layout) {
 
 namespace {
 
+constexpr int64_t kCacheLine = 64;
 constexpr int64_t kMinParallelPanelBytes = 64 << 10;  // below, waking the pool costs more than the copy
 
 // Packs num_k values of one row, padded with zeros to padded_k, into k groups that lie `stride`
@@ -75,7 +76,7 @@ void PackPanelPart(const PanelFormat& format, const LinearLayout& layout, const 
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = args.row_ids ? args.row_ids[first_row + r] : first_row + r;
       PackRowPiece(format, args,
-                   {.element = row * layout.shape().k + begin + k,
+                   {.element = row * args.x.row_stride() + begin + k,
                     .num_k = std::clamp<int64_t>(leaf_k - k, 0, chunk_k),
                     .padded_k = chunk_k,
                     .out = out + r * format.k_group,
@@ -109,12 +110,13 @@ void PackPanel(ThreadPool& pool, const PanelFormat& format, const LinearLayout& 
 
 Panel PreparePanel(ThreadPool& pool, Workspace& workspace, const PanelFormat& format,
                    const LinearLayout& layout, ConstTensor x) {
-  const int64_t num_rows = x.dim(0), row_bytes = PanelBytes(format, layout, 1);
+  const int64_t num_rows = x.dim(0), row_bytes = x.row_stride() * static_cast<int64_t>(SizeOf(x.dtype()));
   if (x.dtype() == format.dtype && layout.padded_k() == layout.shape().k) {
     const auto* data = static_cast<const std::byte*>(x.raw());
     if (num_rows == 1) return {data, num_rows};
     const int64_t share = (num_rows + pool.num_threads() - 1) / pool.num_threads();
-    if (format.reads_rows && share * row_bytes > kMaxPackedBytes) return {data, num_rows, row_bytes};
+    const bool is_spread = row_bytes / kCacheLine % 2 == 1;
+    if (format.reads_rows && (is_spread || share * row_bytes > kMaxPackedBytes)) return {data, num_rows, row_bytes};
   }
   std::byte* data = workspace.Get<std::byte>(PanelBytes(format, layout, num_rows));
   PackPanel(pool, format, layout, {.out = data, .x = x, .row_ids = nullptr, .num_rows = num_rows});

@@ -43,9 +43,10 @@ void CpuOps::DoAttention(const AttentionArgs& args) {
     const int64_t t = row_begin[s] + first;
     const int64_t at = (t * heads + kv_head * group) * head_dim;
     const int64_t gate_stride = args.gated ? args.qkv.dim(1) : 0;
-    kernel({.out = At(args.out, at),
+    kernel({.out = args.out.At(t, kv_head * group * head_dim),
+            .out_stride = args.out.row_stride(),
             .q = At(args.q, at),
-            .token_stride = heads * head_dim,
+            .q_stride = heads * head_dim,
             .k_cache = At(args.k_cache, kv_head * kBlockTokens * head_dim),
             .v_cache = At(args.v_cache, kv_head * kBlockTokens * head_dim),
             .block_stride = kv_heads * kBlockTokens * head_dim,

@@ -72,7 +72,7 @@ struct F32Products {
   static void PackQueries(const AttentionTask& task, const AttentionScratch& s) {
     for (int t = 0; t < task.num_tokens; ++t) {
       for (int h = 0; h < task.group; ++h) {
-        const T* from = static_cast<const T*>(task.q) + t * task.token_stride + h * task.head_dim;
+        const T* from = static_cast<const T*>(task.q) + t * task.q_stride + h * task.head_dim;
         float* to = s.queries + (t * task.group + h) * s.value_stride();
         for (int i = 0; i < task.head_dim; i += 16) {
           Simd::Store(to + i, Simd::LoadN(from + i, Least(16, task.head_dim - i)));
@@ -190,7 +190,7 @@ void WriteAttention(const AttentionTask& task, const AttentionScratch& s) {
     for (int h = 0; h < task.group; ++h) {
       const int row = t * task.group + h;
       const auto factor = Simd::Set(1.0f / s.sum[row]);
-      T* out = static_cast<T*>(task.out) + t * task.token_stride + h * task.head_dim;
+      T* out = static_cast<T*>(task.out) + t * task.out_stride + h * task.head_dim;
       const float* gate = task.gate == nullptr ? nullptr : task.gate + t * task.gate_stride + 2 * h * task.head_dim;
       for (int i = 0; i < task.head_dim; i += 16) {
         const int n = Least(16, task.head_dim - i);

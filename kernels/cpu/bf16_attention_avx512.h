@@ -19,7 +19,7 @@ struct Bf16Scores {
   static void PackQueries(const AttentionTask& task, const AttentionScratch& s) {
     const int num_rows = task.num_tokens * task.group;
     for (int row = 0; row < s.rows; ++row) {
-      const Bf16* from = static_cast<const Bf16*>(task.q) + row / task.group * task.token_stride +
+      const Bf16* from = static_cast<const Bf16*>(task.q) + row / task.group * task.q_stride +
                          row % task.group * task.head_dim;
       uint16_t* to = Queries(s) + row * s.value_stride();
       for (int i = 0; i < s.dim; i += 16) {

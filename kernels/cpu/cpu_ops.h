@@ -13,7 +13,7 @@
 
 namespace plumbline {
 
-// Element i of a tensor, whatever its type.
+// Element i of a dense tensor, whatever its type.
 template <typename Byte>
 Byte* At(const BasicTensor<Byte>& tensor, int64_t i) {
   return static_cast<Byte*>(tensor.raw()) + i * static_cast<int64_t>(SizeOf(tensor.dtype()));

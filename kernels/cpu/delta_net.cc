@@ -14,8 +14,8 @@ ConvTask TaskOfChannels(const CausalConvArgs& args, int64_t s, int64_t channel, 
   const int64_t slot = args.sequences.state_slot.as<int32_t>()[s];
   return {.state = At(args.state, (slot * channels + channel) * (width - 1)),
           .act_bytes = static_cast<int>(SizeOf(args.state.dtype())),
-          .x = At(args.x, row_begin[s] * channels + channel),
-          .x_stride = channels,
+          .x = args.x.At(row_begin[s], channel),
+          .x_stride = args.x.row_stride(),
           .weight = args.weight.as<float>() + channel * width,
           .num_channels = static_cast<int>(num_channels),
           .width = static_cast<int>(width),
@@ -45,8 +45,8 @@ class DeltaNetHeads {
     const int64_t slot = args_.sequences.state_slot.as<int32_t>()[s];
     const int64_t gates_stride = args_.gates.dim(1);
     const float* z = args_.gates.as<float>() + t * gates_stride;
-    return {.out = At(args_.out, (t * num_heads + head) * value_dim),
-            .out_stride = num_heads * value_dim,
+    return {.out = args_.out.At(t, head * value_dim),
+            .out_stride = args_.out.row_stride(),
             .out_bytes = static_cast<int>(SizeOf(args_.out.dtype())),
             .state = args_.state.as<float>() + (slot * num_heads + head) * key_dim * value_dim,
             .z = z + head * value_dim,

@@ -54,8 +54,8 @@ void StoreLinear(const LinearTable& table, const LinearArgs& args, int64_t row, 
   }
   const int64_t rounded_here = std::min(num_columns, num_rounded - column);
   store.num_columns = static_cast<int>(rounded_here);
-  store.out = At(args.rounded, row * num_rounded + column);
-  store.out_stride = num_rounded;
+  store.out = args.rounded.At(row, column);
+  store.out_stride = args.rounded.row_stride();
   store.out_dtype = args.rounded.dtype();
   table.store(store);
   for (int64_t r = 0; r < sums.num_rows; ++r) {  // of the one block that has both
@@ -102,7 +102,7 @@ void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
     grid.Place(task, tile);
     float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
     MultiplyTree(table, tile, scratch, true, [&](const BlockSums& sums) {
-      StoreGated(table, tile, sums, static_cast<std::byte*>(args.out.raw()));
+      StoreGated(table, tile, sums, args.out);
     });
   });
 }

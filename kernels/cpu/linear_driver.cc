@@ -138,19 +138,15 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
   }
 }
 
-void StoreGated(const LinearTable& table, const ProductTile& tile, const BlockSums& sums,
-                std::byte* out) {
-  const int64_t num_outputs = tile.layout.num_outputs();
-  const DType dtype = tile.layout.shape().dtype;
+void StoreGated(const LinearTable& table, const ProductTile& tile, const BlockSums& sums, const Tensor& out) {
   const int64_t column = (tile.first_block + sums.block) * kHalfColumns;
-  const int64_t row = tile.first_row + sums.first_row;
   table.store_gated(
       {.sums = sums.data,
        .num_rows = sums.num_rows,
-       .num_columns = static_cast<int>(std::min<int64_t>(kHalfColumns, num_outputs - column)),
-       .out = out + (row * num_outputs + column) * static_cast<int64_t>(SizeOf(dtype)),
-       .out_stride = num_outputs,
-       .out_dtype = dtype});
+       .num_columns = static_cast<int>(std::min<int64_t>(kHalfColumns, out.dim(1) - column)),
+       .out = out.At(tile.first_row + sums.first_row, column),
+       .out_stride = out.row_stride(),
+       .out_dtype = out.dtype()});
 }
 
 int64_t MaxRowsPerBlock(const LinearKernel& kernel) {

@@ -54,10 +54,8 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
                         &fn, slow});
 }
 
-// Applies the gate to sums of a gated tile. out: [all rows of the panel, num_outputs] of the
-// weight's dtype.
-void StoreGated(const LinearTable& table, const ProductTile& tile, const BlockSums& sums,
-                std::byte* out);
+// Applies the gate to sums of a gated tile. out: [all rows of the panel, num_outputs] of the weight's dtype, spread.
+void StoreGated(const LinearTable& table, const ProductTile& tile, const BlockSums& sums, const Tensor& out);
 
 // Rows whose activations stay in the cache while the columns pass; a multiple of the kernel's
 // tile_rows.

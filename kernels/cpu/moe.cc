@@ -120,7 +120,7 @@ class MoeMlpCall {
         tile.num_blocks = std::min(kBlocksPerTask, gate_up_.num_blocks() - first_block);
         float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
         MultiplyTree(table_, tile, scratch, true, [&](const BlockSums& sums) {
-          StoreGated(table_, tile, sums, inner_ + rows_.begin[e] * inner_row_bytes_);
+          StoreGated(table_, tile, sums, Inner(e));
         });
       });
     });
@@ -130,8 +130,7 @@ class MoeMlpCall {
     pool_.ParallelFor(num_experts_, [&](int64_t e, int) {
       PackPanel(kernel_.format, down_,
                 {.out = inner_panels_ + rows_.begin[e] * inner_panel_row_bytes_,
-                 .x = ConstTensor(inner_ + rows_.begin[e] * inner_row_bytes_, args_.x.dtype(),
-                                  {NumRows(e), gate_up_.num_outputs()}),
+                 .x = Inner(e),
                  .row_ids = nullptr,
                  .num_rows = NumRows(e)});
     });
@@ -166,6 +165,9 @@ class MoeMlpCall {
 
  private:
   int64_t NumRows(int64_t e) const { return rows_.begin[e + 1] - rows_.begin[e]; }
+  Tensor Inner(int64_t e) const {
+    return {inner_ + rows_.begin[e] * inner_row_bytes_, args_.x.dtype(), {NumRows(e), gate_up_.num_outputs()}};
+  }
 
   // Calls fn with a tile of every block of rows; the columns are left to fn.
   template <typename Fn>

@@ -50,7 +50,6 @@ void CpuOps::DoReduceAdd(const ReduceAddArgs& args) {
 
 void CpuOps::DoReduceAddRmsNorm(const ReduceAddRmsNormArgs& args) {
   const int64_t rows = args.h.dim(0), hidden = args.h.dim(1);
-  const int64_t out_bytes = hidden * static_cast<int64_t>(SizeOf(args.out.dtype()));
   const SequenceKernels& kernels = SequenceKernelsOf(arithmetic_);
   const auto norm = kernels.rms_norm_row[ActIndex(args.out.dtype())];
   pool_.ParallelFor(rows, [&](int64_t t, int) {
@@ -60,7 +59,7 @@ void CpuOps::DoReduceAddRmsNorm(const ReduceAddRmsNormArgs& args) {
                             .slice = rows * hidden, .num_partials = static_cast<int>(args.partials.dim(0))},
                            hidden);
     }
-    norm({.out = static_cast<std::byte*>(args.out.raw()) + t * out_bytes, .x = h,
+    norm({.out = args.out.At(t, 0), .x = h,
           .weight = args.weight.as<float>(), .weight_offset = args.weight_offset, .eps = args.eps},
          hidden);
   });

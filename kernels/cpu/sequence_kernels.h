@@ -41,9 +41,10 @@ struct NormRopeTask {
 
 // Attention of num_tokens consecutive rows of one sequence in the query heads of one KV head.
 struct AttentionTask {
-  void* out;                // [token, group, H]: token t at out + t * token_stride elements
-  const void* q;
-  int64_t token_stride;     // Nq * H
+  void* out;                // [token, group, H]: token t at out + t * out_stride elements
+  int64_t out_stride;
+  const void* q;            // [token, group, H]
+  int64_t q_stride;
   const void* k_cache;      // this KV head in block 0; blocks are block_stride elements apart
   const void* v_cache;
   int64_t block_stride;     // Nkv * B * H

@@ -152,7 +152,7 @@ void ReferenceOps::DoAttention(const AttentionArgs& args) {
                                        : nullptr;
         for (int64_t i = 0; i < head_dim; ++i) {
           const float value = total.acc[i] / total.sum;
-          Store(args.out, (t * heads + head) * head_dim + i,
+          Store(args.out, t * args.out.row_stride() + head * head_dim + i,
                 gate != nullptr ? value * Sigmoid(gate[i]) : value);
         }
       }

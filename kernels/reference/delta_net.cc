@@ -21,7 +21,7 @@ void ReferenceOps::DoCausalConv(const CausalConvArgs& args) {
       std::vector<float> inputs;  // history, then this step's
       for (int64_t j = 0; j < width - 1; ++j) inputs.push_back(fresh ? 0.0f : Load(args.state, state + j));
       for (int64_t t = begin; t < end; ++t) {
-        inputs.push_back(Load(args.x, t * channels + c));
+        inputs.push_back(Load(args.x, t * args.x.row_stride() + c));
         float sum = 0;
         for (int64_t j = 0; j < width; ++j) {
           sum += args.weight.as<float>()[c * width + j] * inputs[t - begin + j];
@@ -152,14 +152,13 @@ class DeltaHead {
   }
 
   void StoreNormed(int64_t t, const std::vector<float>& o) const {
-    const int64_t heads = args_.state.dim(1);
     const float* z = args_.gates.as<float>() + t * args_.gates.dim(1) + head_ * value_dim_;
     float sum = 0;
     for (float value : o) sum += value * value;
     const float scale = 1.0f / std::sqrt(sum / static_cast<float>(value_dim_) + args_.eps);
     for (int64_t i = 0; i < value_dim_; ++i) {
       const float gate = args_.activation == GateActivation::kSilu ? Silu(z[i]) : Sigmoid(z[i]);
-      Store(args_.out, (t * heads + head_) * value_dim_ + i,
+      Store(args_.out, t * args_.out.row_stride() + head_ * value_dim_ + i,
             args_.norm.as<float>()[i] * (o[i] * scale) * gate);
     }
   }

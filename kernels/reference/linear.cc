@@ -51,13 +51,13 @@ void ReferenceOps::DoLinear(const LinearArgs& args) {
   const float* weight = reinterpret_cast<const float*>(args.weight.as<uint8_t>());
   const int64_t num_rounded = args.num_rounded();
   for (int64_t m = 0; m < args.x.dim(0); ++m) {
-    const std::vector<float> x = Floats(args.x, m * shape.k, shape.k);
+    const std::vector<float> x = Floats(args.x, m * args.x.row_stride(), shape.k);
     for (int64_t n = 0; n < shape.n; ++n) {
       const std::vector<float> leaves = LeafSums(shape, weight + n * shape.k, x.data());
       float sum = TreeOf(leaves.data(), shape.num_leaves, 1);
       if (!args.bias.empty()) sum += args.bias.as<float>()[n];
       if (n < num_rounded) {
-        Store(args.rounded, m * num_rounded + n, sum);
+        Store(args.rounded, m * args.rounded.row_stride() + n, sum);
       } else {
         Store(args.out, m * (shape.n - num_rounded) + n - num_rounded, sum);
       }
@@ -69,9 +69,9 @@ void ReferenceOps::DoGatedLinear(const GatedLinearArgs& args) {
   const float* weight = reinterpret_cast<const float*>(args.weight.as<uint8_t>());
   const int64_t width = args.shape.n / 2;
   for (int64_t m = 0; m < args.x.dim(0); ++m) {
-    const std::vector<float> x = Floats(args.x, m * args.shape.k, args.shape.k);
+    const std::vector<float> x = Floats(args.x, m * args.x.row_stride(), args.shape.k);
     const std::vector<float> row = GatedRow(args.shape, weight, x.data());
-    for (int64_t i = 0; i < width; ++i) Store(args.out, m * width + i, row[i]);
+    for (int64_t i = 0; i < width; ++i) Store(args.out, m * args.out.row_stride() + i, row[i]);
   }
 }
 

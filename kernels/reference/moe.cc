@@ -35,7 +35,7 @@ void ReferenceOps::DoMoeMlp(const MoeMlpArgs& args) {
   const LinearShape& down = args.down_shape;
   const int64_t chosen = args.experts.dim(1), leaves = down.num_leaves;
   for (int64_t t = 0; t < args.x.dim(0); ++t) {
-    const std::vector<float> x = Floats(args.x, t * up.k, up.k);
+    const std::vector<float> x = Floats(args.x, t * args.x.row_stride(), up.k);
     std::vector<float> sums(down.n * leaves, 0.0f);  // [D, L]
     for (int64_t i = 0; i < chosen; ++i) {
       const int64_t expert = args.experts.as<int32_t>()[t * chosen + i];

@@ -21,7 +21,7 @@ void NormRow(const Tensor& out, int64_t to, const float* h, int64_t hidden, cons
   for (int64_t i = 0; i < hidden; ++i) sum += h[i] * h[i];
   const float scale = 1.0f / std::sqrt(sum / static_cast<float>(hidden) + norm.eps);
   for (int64_t i = 0; i < hidden; ++i) {
-    Store(out, to * hidden + i, h[i] * scale * (norm.weight_offset + norm.weight[i]));
+    Store(out, to * out.row_stride() + i, h[i] * scale * (norm.weight_offset + norm.weight[i]));
   }
 }
 

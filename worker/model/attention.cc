@@ -97,7 +97,7 @@ void Attention::Forward(const Context& context, const Batch& batch, const KvCach
   const BatchRows& rows = all ? batch.all : batch.wanted;
   const auto [qkv, q] =
       Project(context, queries_, rows, all ? batch.kv_slots : Tensor(), cache, num_blocks, activations);
-  Tensor attended = activations.scratch->Take(context.act, {rows.count, queries_.num_heads * head_dim_});
+  Tensor attended = activations.scratch->TakeSpread(context.act, rows.count, queries_.num_heads * head_dim_);
   const Shape cache_shape = {num_blocks, num_kv_heads_, kBlockTokens, head_dim_};
   context.ops->Attention({.out = attended,
                           .q = q,
@@ -115,7 +115,8 @@ int64_t Attention::ScratchBytes(const ModelConfig& config, const ShardPlan& plan
   const int64_t heads = plan.LocalHeads(config.attention.num_heads);
   const int64_t kv_heads = plan.LocalKvHeads(config.attention.num_kv_heads);
   return Scratch::BytesOf(DType::kF32, rows * QkvWidth(heads, kv_heads, config.attention)) +
-         2 * Scratch::BytesOf(act, rows * heads * config.attention.head_dim);
+         Scratch::BytesOf(act, rows * heads * config.attention.head_dim) +
+         Scratch::SpreadBytesOf(act, rows, heads * config.attention.head_dim);
 }
 
 }  // namespace plumbline

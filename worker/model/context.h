@@ -16,11 +16,16 @@ class Scratch {
   void Reset() { used_ = 0; }
   // 64-byte aligned. REQUIRES: the buffer was made large enough for what a layer takes between resets.
   Tensor Take(DType dtype, Shape shape);
+  // [rows, columns], rows SpreadStride apart: what a product reads.
+  Tensor TakeSpread(DType dtype, int64_t rows, int64_t columns);
 
-  // Bytes that Take rounds a tensor up to.
+  // Bytes that Take and TakeSpread use.
   static int64_t BytesOf(DType dtype, int64_t num_elements);
+  static int64_t SpreadBytesOf(DType dtype, int64_t rows, int64_t columns);
 
  private:
+  std::byte* TakeBytes(int64_t num_bytes);
+
   Buffer buffer_;
   int64_t used_ = 0;
 };
@@ -35,7 +40,7 @@ struct Context {
 // Of one step; a layer reads normed, and leaves its contribution to h in partials for the next norm to add.
 struct Activations {
   Tensor h;              // [T, D] f32: the residual stream
-  Tensor normed;         // [T, D] act
+  Tensor normed;         // [T, D] act, spread
   ConstTensor partials;  // [L, T, D] f32: not yet added to h; empty at a later stage's start
   Scratch* scratch = nullptr;
 };

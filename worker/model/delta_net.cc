@@ -39,10 +39,10 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
   const int64_t rows = batch.all.count, channels = local_.conv_channels();
   const int64_t heads = local_.num_value_heads;
   Scratch& scratch = *activations.scratch;
-  Tensor qkv = scratch.Take(context.act, {rows, channels});
+  Tensor qkv = scratch.TakeSpread(context.act, rows, channels);
   Tensor gates = scratch.Take(DType::kF32, {rows, GatesWidth(local_)});
   Tensor conv = scratch.Take(DType::kF32, {rows, channels});
-  Tensor mixed = scratch.Take(context.act, {rows, heads * local_.value_dim});
+  Tensor mixed = scratch.TakeSpread(context.act, rows, heads * local_.value_dim);
   context.ops->Linear({.out = gates,
                        .x = activations.normed,
                        .weight = projection_.packed(),
@@ -70,10 +70,10 @@ void DeltaNet::Forward(const Context& context, const Batch& batch, const StateCa
 
 int64_t DeltaNet::ScratchBytes(const ModelConfig& config, const ShardPlan& plan, int64_t rows, DType act) {
   const GatedDeltaNetConfig local = LocalPart(config, plan);
-  return Scratch::BytesOf(act, rows * local.conv_channels()) +
+  return Scratch::SpreadBytesOf(act, rows, local.conv_channels()) +
          Scratch::BytesOf(DType::kF32, rows * GatesWidth(local)) +
          Scratch::BytesOf(DType::kF32, rows * local.conv_channels()) +
-         Scratch::BytesOf(act, rows * local.num_value_heads * local.value_dim);
+         Scratch::SpreadBytesOf(act, rows, local.num_value_heads * local.value_dim);
 }
 
 }  // namespace plumbline

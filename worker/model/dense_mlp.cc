@@ -10,7 +10,7 @@ class DenseMlp final : public Mlp {
       : gate_up_(std::move(gate_up)), down_(std::move(down)) {}
 
   void Forward(const Context& context, Activations& activations, Tensor out) const override {
-    Tensor hidden = activations.scratch->Take(context.act, {activations.normed.dim(0), down_.shape.k});
+    Tensor hidden = activations.scratch->TakeSpread(context.act, activations.normed.dim(0), down_.shape.k);
     context.ops->GatedLinear({.out = hidden,
                               .x = activations.normed,
                               .weight = gate_up_.packed(),
@@ -33,7 +33,7 @@ absl::StatusOr<std::unique_ptr<Mlp>> LoadDenseMlp(const std::string& prefix, Wei
 }
 
 int64_t DenseMlpScratchBytes(int64_t local_ffn, int64_t rows, DType act) {
-  return Scratch::BytesOf(act, rows * local_ffn);
+  return Scratch::SpreadBytesOf(act, rows, local_ffn);
 }
 
 }  // namespace plumbline

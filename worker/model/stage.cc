@@ -65,7 +65,7 @@ absl::Status Stage::LoadWeights(WeightSource& source) {
   inv_freq_ = device.Allocate(std::max<int64_t>(half * 4, 4));
   if (half > 0) device.Upload(inv_freq_.View(DType::kF32, {half}), config.rope.inv_freq.data());
   h_ = device.Allocate(rows * config.hidden * 4);
-  normed_ = device.Allocate(rows * config.hidden * SizeOf(act));
+  normed_ = device.Allocate(Scratch::SpreadBytesOf(act, rows, config.hidden));
   Buffer scratch = device.Allocate(DecoderLayer::ScratchBytes(config, plan_, rows, act));
   if (h_.data() == nullptr || normed_.data() == nullptr || scratch.data() == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for the activations of ", rows, " tokens"));
@@ -114,7 +114,7 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
   if (head_ != nullptr && batch.wanted.count < batch.all.count) FillRopeTable(batch.wanted);
   const Shape residual = {batch.all.count, options_.config.hidden};
   Activations activations = {.h = h_.View(DType::kF32, residual),
-                             .normed = normed_.View(context.act, residual),
+                             .normed = {normed_.data(), context.act, residual, SpreadStride(context.act, residual[1])},
                              .scratch = &scratch_};
   for (const SequencePlan& sequence : plan.sequences) {
     if (sequence.load_slot >= 0) cache_.CopyState(*context.device, sequence.load_slot, sequence.state_slot);
@@ -141,7 +141,7 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
 int64_t StageActivationBytes(const ModelConfig& config, const ShardPlan& plan, int stage,
                              const CacheLimits& limits, DType act) {
   const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp;
-  int64_t bytes = rows * config.hidden * (4 + static_cast<int64_t>(SizeOf(act)));  // h, normed
+  int64_t bytes = rows * config.hidden * 4 + Scratch::SpreadBytesOf(act, rows, config.hidden);  // h, normed
   bytes += rows * config.hidden * 4 * (tp > 1 ? tp + 2 : 1);                       // PartialExchange
   bytes += DecoderLayer::ScratchBytes(config, plan, rows, act);
   if (stage == plan.mesh().pp - 1) bytes += Head::BufferBytes(config, plan, act);
