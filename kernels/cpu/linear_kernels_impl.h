@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/fetch.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/vector_math.h"
 
@@ -131,7 +132,7 @@ struct LinearElementwise {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
-      FetchForWriting(args, row + kRowsAhead * args.out_stride);
+      FetchRow(args, row + kRowsAhead * args.out_stride);
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Load(sums + i);
@@ -155,7 +156,7 @@ struct LinearElementwise {
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
-      FetchForWriting(args, row + kRowsAhead * args.out_stride);
+      FetchRow(args, row + kRowsAhead * args.out_stride);
       for (int i = 0; i < args.num_columns; i += V::kWidth) {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Mul(Silu<V>(V::Load(sums + i)), V::Load(sums + 16 + i));
@@ -165,14 +166,12 @@ struct LinearElementwise {
   }
 
  private:
-  // Rows are stored about a tile of rows after they are asked for, a page or more apart: a line that is first fetched when it is
-  // written holds up the stores behind it. Any address may be asked for, also behind the output; processors
-  // without the instruction skip it.
+  // Rows are stored about a tile of rows after they are asked for, a page or more apart.
   static constexpr int kRowsAhead = 32;
-  static void FetchForWriting(const StoreArgs& args, int64_t element) {
+  static void FetchRow(const StoreArgs& args, int64_t element) {
     const char* line = static_cast<const char*>(args.out) + element * (args.out_dtype == DType::kF32 ? 4 : 2);
-    asm volatile("prefetchw %0" : : "m"(*line));
-    if (args.out_dtype == DType::kF32 && args.num_columns > 16) asm volatile("prefetchw %0" : : "m"(*(line + 64)));
+    FetchForWriting(line);
+    if (args.out_dtype == DType::kF32 && args.num_columns > 16) FetchForWriting(line + 64);
   }
   static void StoreLanes(const StoreArgs& args, int64_t element, typename V::F32 value, int lanes) {
     if (lanes == V::kWidth) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/fetch.h"
 #include "kernels/cpu/linear_driver.h"
 #include "kernels/cpu/sequence_kernels.h"
 
@@ -22,33 +23,38 @@ class QkvPieces {
   int64_t count() const { return num_query_pieces_ + 2 * num_kv_heads_; }
   bool IsGate(int64_t piece) const { return args_.gated && piece < num_query_pieces_ && piece % 2 == 1; }
 
+  // Asks for the memory that Finish writes.
+  void Fetch(int64_t t, int64_t piece) const {
+    FetchForWriting(PlaceOf(t, piece), width() * static_cast<int64_t>(SizeOf(args_.q.dtype())));
+  }
+
   // Brings a piece of row t, not a gate, to where it belongs. x, scratch: [width()].
   void Finish(int64_t t, int64_t piece, const float* x, float* scratch) const {
     const int64_t half = args_.cos.dim(1);
+    const bool is_value = piece >= num_query_pieces_ + num_kv_heads_;
     NormRopeTask task = {.x = x,
-                         .norm = Optional(args_.q_norm),
+                         .norm = is_value ? nullptr : Optional(piece < num_query_pieces_ ? args_.q_norm : args_.k_norm),
                          .cos = args_.cos.as<float>() + t * half,
                          .sin = args_.sin.as<float>() + t * half,
                          .scratch = scratch,
                          .head_dim = static_cast<int>(width()),
-                         .rotary_half = static_cast<int>(half),
+                         .rotary_half = is_value ? 0 : static_cast<int>(half),
                          .norm_offset = args_.norm_offset,
                          .eps = args_.eps};
-    if (piece < num_query_pieces_) {
-      const int64_t head = args_.gated ? piece / 2 : piece;
-      task.out = At(args_.q, (t * num_heads_ + head) * width());
-    } else if (piece < num_query_pieces_ + num_kv_heads_) {
-      task.out = At(args_.k_cache, CacheRow(t, piece - num_query_pieces_));
-      task.norm = Optional(args_.k_norm);
-    } else {
-      task.out = At(args_.v_cache, CacheRow(t, piece - num_query_pieces_ - num_kv_heads_));
-      task.norm = nullptr;
-      task.rotary_half = 0;
-    }
+    task.out = PlaceOf(t, piece);
     norm_rope_(task);
   }
 
  private:
+  std::byte* PlaceOf(int64_t t, int64_t piece) const {
+    if (piece < num_query_pieces_) {
+      const int64_t head = args_.gated ? piece / 2 : piece;
+      return At(args_.q, (t * num_heads_ + head) * width());
+    }
+    const int64_t kv_piece = piece - num_query_pieces_;
+    if (kv_piece < num_kv_heads_) return At(args_.k_cache, CacheRow(t, kv_piece));
+    return At(args_.v_cache, CacheRow(t, kv_piece - num_kv_heads_));
+  }
   static const float* Optional(const ConstTensor& tensor) {
     return tensor.empty() ? nullptr : tensor.as<float>();
   }
@@ -76,6 +82,7 @@ void CpuOps::DoQkNormRope(const QkNormRopeArgs& args) {
 }
 
 void CpuOps::DoQkvLinear(const QkvLinearArgs& args) {
+  constexpr int64_t kRowsAhead = 4;
   const LinearArgs& linear = args.linear;
   const QkvPieces pieces(args.rope, SequenceKernelsOf(arithmetic_));
   const int64_t width = pieces.width(), blocks_per_piece = width / kBlockColumns;
@@ -102,7 +109,7 @@ void CpuOps::DoQkvLinear(const QkvLinearArgs& args) {
                                               TreeScratchFloats(tile));
     float* scratch = sums + tile.num_blocks / blocks_per_piece * piece_floats;
     const int64_t first_piece = tile.first_block / blocks_per_piece;
-    MultiplyTree(table, tile, scratch + width, false, [&](const BlockSums& block) {
+    MultiplyTree(table, tile, scratch + width, true, [&](const BlockSums& block) {
       const int64_t column = (tile.first_block + block.block) * kBlockColumns;
       const int64_t piece = column / width;
       StoreArgs store = {.sums = block.data,
@@ -122,6 +129,7 @@ void CpuOps::DoQkvLinear(const QkvLinearArgs& args) {
     for (int64_t piece = first_piece; piece < first_piece + tile.num_blocks / blocks_per_piece; ++piece) {
       const float* rows = sums + (piece - first_piece) * piece_floats;
       for (int64_t r = 0; r < tile.num_rows && !pieces.IsGate(piece); ++r) {
+        if (r + kRowsAhead < tile.num_rows) pieces.Fetch(tile.first_row + r + kRowsAhead, piece);
         pieces.Finish(tile.first_row + r, piece, rows + r * width, scratch);
       }
     }

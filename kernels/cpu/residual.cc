@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/fetch.h"
 #include "kernels/cpu/sequence_kernels.h"
 
 namespace plumbline {
@@ -12,15 +13,19 @@ constexpr int64_t kElementsPerTask = 16384;
 }  // namespace
 
 void CpuOps::DoEmbed(const EmbedArgs& args) {
+  constexpr int64_t kRowsAhead = 4;
+  const int64_t num_tokens = args.tokens.dim(0);
   const int64_t hidden = args.table.dim(1), row_bytes = hidden * static_cast<int64_t>(SizeOf(args.table.dtype()));
   const auto widen = SequenceKernelsOf(arithmetic_).widen_row[ActIndex(args.table.dtype())];
-  pool_.ParallelFor(args.tokens.dim(0), [&](int64_t t, int) {
+  const auto row_of = [&](int64_t t) { return args.tokens.as<int32_t>()[t] - args.vocab_begin; };
+  pool_.ParallelFor(num_tokens, [&](int64_t t, int) {
+    if (t + kRowsAhead < num_tokens) Fetch(args.table.At(row_of(t + kRowsAhead), 0), row_bytes);
     float* out = args.out.as<float>() + t * hidden;
-    const int64_t row = args.tokens.as<int32_t>()[t] - args.vocab_begin;
+    const int64_t row = row_of(t);
     if (row < 0 || row >= args.table.dim(0)) {
       std::fill(out, out + hidden, 0.0f);
     } else {
-      widen(out, static_cast<const std::byte*>(args.table.raw()) + row * row_bytes, hidden);
+      widen(out, args.table.At(row, 0), hidden);
     }
   });
 }
