@@ -57,7 +57,8 @@ class ProductSteps {
   }
 
  private:
-  static constexpr int64_t kStreamAheadBytes = 8 << 10;
+  // A tile: it is then loaded in the order in which it comes. Further ahead, prefetches get in the way of the processor's own.
+  static constexpr int64_t kStreamAheadBytes = 1 << 10;
 
   const ProductTile& tile_;
   const int64_t element_bytes_;
