@@ -168,12 +168,15 @@ __attribute__((always_inline)) inline __m512 AddStep(const char* x, const char* 
   return _mm512_add_ps(sum, _mm512_add_ps(even, odd));
 }
 
-void MultiplyOneRow(const char* x, const RowPlaces& rows, const MultiplyArgs& args, const float* from, float* out) {
+template <typename EachStep>
+void MultiplyOneRow(const char* x, const RowPlaces& rows, const MultiplyArgs& args, const float* from, float* out,
+                    const EachStep& each_step) {
   const FlushSubnormals flush;  // as the tiles do
   const char* weight = static_cast<const char*>(args.weight);
   __m512 left = args.accumulate ? _mm512_loadu_ps(from) : _mm512_setzero_ps();
   __m512 right = args.accumulate ? _mm512_loadu_ps(from + 16) : _mm512_setzero_ps();
   for (int64_t k = 0; k < args.num_k; k += 32, x += rows.step_bytes, weight += kStepBytes) {
+    each_step();
     left = AddStep(x, weight, left);
     asm("" : "+r"(x));  // else the converted x are kept for the other half, in memory
     right = AddStep(x, weight + 1024, right);
@@ -206,7 +209,7 @@ void MultiplyRows(const MultiplyArgs& args) {
     const float* from = args.out + row * kBlockColumns;
     float* out = args.sink.take ? finished[kSinkIsSlow ? row / kTileRows % 2 : 0] : args.out + row * kBlockColumns;
     if (rows == 1) {
-      MultiplyOneRow(x, places, args, from, out);
+      MultiplyOneRow(x, places, args, from, out, each_step);
     } else if (rows <= 16) {
       MultiplyUpper(x, places, args, from, out, each_step);
     } else {
