@@ -49,7 +49,7 @@ struct LinearShape {
 // [first_column, first_column + shape.k) of source. Called once per piece while loading; the pieces of a merged weight
 // (q|k|v, gate|up, ...) cover every row once. `out` must be zero-filled before the first piece.
 struct PackLinearArgs {
-  Tensor out;              // [PackedBytes(shape)] u8
+  Tensor out;              // [PackedBytes(shape)] u8, aligned to 64 bytes
   LinearShape shape;
   ConstTensor source;      // [rows, columns] bf16 | f16 | f32 in HOST memory; converted to shape.dtype when they differ
   int64_t first_row = 0;
