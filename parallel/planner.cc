@@ -37,6 +37,7 @@ int64_t ScratchBytes(const ModelConfig& config, const ShardPlan& plan, const Lay
                      int64_t rows, DType act_type) {
   const int64_t f32 = sizeof(float), act = static_cast<int64_t>(SizeOf(act_type));
   const auto tensor = [](int64_t bytes) { return RoundUp(bytes, 64); };
+  const auto spread = [&](int64_t columns) { return tensor(rows * SpreadStride(act_type, columns) * act); };
   int64_t mixer = 0, feed_forward = 0;
   if (layer.mixer == MixerKind::kAttention) {
     const int64_t head = config.attention.head_dim, gated = config.attention.output_gate ? 2 : 1;
@@ -44,22 +45,22 @@ int64_t ScratchBytes(const ModelConfig& config, const ShardPlan& plan, const Lay
     const int64_t kv_heads = plan.LocalKvHeads(config.attention.num_kv_heads);
     mixer += tensor(rows * (gated * heads + 2 * kv_heads) * head * f32);  // q | gate | k | v
     mixer += tensor(rows * heads * head * act);                           // q, normed and rotated
-    mixer += tensor(rows * heads * head * act);                           // attention output
+    mixer += spread(heads * head);                                        // attention output
   } else {
     const GatedDeltaNetConfig& net = config.delta_net;
     const int64_t heads = plan.LocalHeads(net.num_value_heads), values = heads * net.value_dim;
     const int64_t channels = net.conv_channels() / plan.mesh().tp;
-    mixer += tensor(rows * channels * act);              // q | k | v
+    mixer += spread(channels);                           // q | k | v
     mixer += tensor(rows * (values + 2 * heads) * f32);  // z | b | a
     mixer += tensor(rows * channels * f32);              // convolution output
-    mixer += tensor(rows * values * act);                // gated norm output
+    mixer += spread(values);                             // gated norm output
   }
   if (layer.moe) {
     feed_forward += tensor(rows * config.moe.num_experts * f32);        // router logits
     feed_forward += tensor(rows * config.moe.experts_per_token * 4);    // chosen experts
     feed_forward += tensor(rows * config.moe.experts_per_token * f32);  // their weights
   } else {
-    feed_forward += tensor(rows * layer.ffn / plan.mesh().tp * act);  // silu(gate) * up
+    feed_forward += spread(layer.ffn / plan.mesh().tp);                 // silu(gate) * up
   }
   return std::max(mixer, feed_forward);
 }
@@ -72,7 +73,7 @@ int64_t ActivationBytes(const ModelConfig& config, const ShardPlan& plan, int st
   const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp;
   int64_t bytes = 0, scratch = RoundUp(rows * config.hidden * f32, 64);  // rows gathered for the logits
   bytes += rows * config.hidden * f32;                          // the residual stream
-  bytes += rows * config.hidden * act;                          // its norm
+  bytes += RoundUp(rows * SpreadStride(act_type, config.hidden) * act, 64);  // its norm
   bytes += rows * config.hidden * f32 * (tp > 1 ? tp + 2 : 1);  // partials: own, all, a slice
   for (const LayerConfig& layer : config.layers) {
     scratch = std::max(scratch, ScratchBytes(config, plan, layer, rows, act_type));
