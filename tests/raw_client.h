@@ -47,7 +47,7 @@ class RawClient {
   // Over TLS when `tls` is not null, taking up `session` when there is one. A read waits for 5 s.
   explicit RawClient(uint16_t port, const ClientTls* tls = nullptr, SSL_SESSION* session = nullptr)
       : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    const timeval patience{.tv_sec = 5};
+    const timeval patience{.tv_sec = 60};  // of a busy machine
     ::setsockopt(socket_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     sockaddr_in address{};
     address.sin_family = AF_INET;
