@@ -12,9 +12,9 @@
 #include "cli/command.h"
 #include "cli/op_table.h"
 #include "cli/runner_factory.h"
-#include "cli/sha256.h"
 #include "proto/status.h"
 #include "worker/host_facts.h"
+#include "worker/sha256.h"
 
 namespace plumbline {
 namespace {

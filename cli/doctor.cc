@@ -60,6 +60,7 @@ absl::Status CheckModel(const ModelFlags& flags) {
   options.ranks.compute_dtype = model.compute_dtype;
   options.ranks.make_backend = [choice] { return MakeBackend(choice); };
   options.ranks.open_weights = WeightOpener(model);
+  options.ranks.cache_dir = flags.cache_dir;
   for (const int tp : LegalTpSizes(model.config)) {
     for (const int pp : {1, 2, 4}) {
       if (pp <= model.config.num_layers()) options.meshes.push_back({tp, pp});
@@ -100,6 +101,7 @@ void AddDoctor(CLI::App& app, CommandMain& chosen) {
   auto flags = std::make_shared<DoctorFlags>();
   CLI::App* command = app.add_subcommand("doctor", "what this host can do; --exactness proves a model's bits on every shape");
   AddModelSource(*command, flags->model);
+  AddCacheFlag(*command, flags->model.cache_dir);
   command->add_option("--arithmetic", flags->model.arithmetic, "pin the version of the arithmetic");
   command->add_option("--compute-dtype", flags->model.compute_dtype, "auto or f32")->check(CLI::IsMember({"auto", "f32"}));
   command->add_flag("--exactness", flags->exactness, "hash every token's logits over batch, chunk, prefix hit, TP, PP, preemption, transport");

@@ -8,9 +8,9 @@
 #include "cli/command.h"
 #include "cli/model_session.h"
 #include "cli/runner_factory.h"
-#include "cli/sha256.h"
 #include "proto/status.h"
 #include "worker/safetensors.h"
+#include "worker/sha256.h"
 
 namespace plumbline {
 namespace {

@@ -41,6 +41,10 @@ absl::StatusOr<std::optional<uint64_t>> ParseWeights(const std::string& weights)
 
 }  // namespace
 
+void AddCacheFlag(CLI::App& command, std::string& cache_dir) {
+  command.add_option("--cache-dir", cache_dir, "folder for packed weights, as large as the model: later starts read them back");
+}
+
 void AddModelSource(CLI::App& command, ModelFlags& flags) {
   command.add_option("--model", flags.model, "directory of a checkpoint (config.json, model*.safetensors)");
   command.add_option("--config", flags.config, "config.json of a model without a checkpoint; implies random weights");
@@ -49,6 +53,7 @@ void AddModelSource(CLI::App& command, ModelFlags& flags) {
 }
 
 void AddRunFlags(CLI::App& command, ModelFlags& flags) {
+  AddCacheFlag(command, flags.cache_dir);
   command.add_option("--tp", flags.mesh.tp, "tensor-parallel ranks: 1, 2, 4 or 8")->check(CLI::IsMember({1, 2, 4, 8}));
   command.add_option("--pp", flags.mesh.pp, "pipeline stages")->check(CLI::Range(1, 64));
   command.add_option("--device", flags.device, "auto or cpu")->check(CLI::IsMember({"auto", "cpu", "cuda"}));

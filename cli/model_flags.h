@@ -25,6 +25,7 @@ struct ModelFlags {
   std::string config;         // config.json of a model without checkpoint
   std::string weights;        // "random:SEED"
   int64_t layers = 0;         // first layers only; 0: all
+  std::string cache_dir;      // of packed weights; empty: none
   Mesh mesh;
   std::string device = "auto";
   std::string arithmetic;
@@ -35,9 +36,11 @@ struct ModelFlags {
   int64_t prefix_cache_states = 8;   // state slots for it
 };
 
+// --cache-dir.
+void AddCacheFlag(CLI::App& command, std::string& cache_dir);
 // --model, --config, --layers, --weights.
 void AddModelSource(CLI::App& command, ModelFlags& flags);
-// --tp, --pp, --device, --arithmetic, --compute-dtype, --threads, --max-tokens, --max-sequences, --max-step-tokens.
+// --cache-dir, --tp, --pp, --device, --arithmetic, --compute-dtype, --threads, --max-tokens, --max-sequences, --max-step-tokens.
 void AddRunFlags(CLI::App& command, ModelFlags& flags);
 
 // --prefix-cache, --prefix-cache-states.

@@ -52,7 +52,12 @@ absl::StatusOr<StartedRunner> StartThreads(const ModelFlags& flags, const NamedM
                                          },
                                          .transport = transport,
                                          .open_weights = WeightOpener(model),
-                                         .on_progress = [&progress](int rank, int64_t bytes) { progress.Set(rank, bytes); }}));
+                                         .on_progress = [&progress](int rank, int64_t bytes) { progress.Set(rank, bytes); },
+                                         .cache_dir = flags.cache_dir,
+                                         .on_line =
+                                             [](int rank, const std::string& line) {
+                                               std::fprintf(stderr, "[rank %d] %s\n", rank, line.c_str());
+                                             }}));
   std::vector<RankMemory> memory(flags.mesh.size());
   for (int r = 0; r < flags.mesh.size(); ++r) memory[r].weight_bytes = ranks->weight_bytes(r);
   started.memory = [memory] { return memory; };

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/command.h"
+#include "cli/model_flags.h"
 #include "cli/tls_flags.h"
 #include "proto/status.h"
 #include "worker/build_id.h"
@@ -42,6 +43,7 @@ void AddWorker(CLI::App& app, CommandMain& chosen) {
   command->add_option("--memory-gib", flags->memory_gib, "memory this worker may use; default: what is free")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--model", flags->worker.model_dir, "the checkpoint on this host; default: the coordinator's path");
+  AddCacheFlag(*command, flags->worker.cache_dir);
   command->footer("Example: plumbline worker --coordinator 10.0.0.1:50050 --join-token-file join.token");
   command->callback([flags, &chosen] { chosen = [flags] { return RunWorker(*flags); }; });
 }

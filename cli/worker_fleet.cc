@@ -1,5 +1,7 @@
 #include "cli/worker_fleet.h"
 
+#include <filesystem>
+
 #include "coordinator/cluster/join_token.h"
 #include "proto/status.h"
 #include "worker/build_id.h"
@@ -34,6 +36,10 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   if (!options.launch) return fleet;
   LauncherOptions launcher;
   launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()), options.worker_tls);
+  if (!flags.cache_dir.empty()) {
+    const std::string cache_dir = std::filesystem::absolute(flags.cache_dir).string();  // workers have another working directory
+    launcher.command.insert(launcher.command.end(), {"--cache-dir", cache_dir});
+  }
   launcher.join_token = token;
   for (int rank = 0; rank < flags.mesh.size(); ++rank) launcher.ranks.push_back(rank);
   launcher.on_line = options.on_worker_line;

@@ -338,6 +338,8 @@ class Ops {
   virtual std::string_view arithmetic() const = 0;
   // Bytes of a packed weight, a multiple of 64.
   virtual int64_t PackedBytes(const LinearShape& shape) const = 0;
+  // Names how packed weights lie in host memory: equal names, shapes and sources, equal bytes. Empty: not in host memory.
+  virtual std::string_view packed_layout() const { return {}; }
 
   void PackLinear(const PackLinearArgs& args);
   void Linear(const LinearArgs& args);

@@ -14,6 +14,7 @@ class ProfiledOps final : public Ops {
 
   std::string_view arithmetic() const override { return inner_->arithmetic(); }
   int64_t PackedBytes(const LinearShape& shape) const override { return inner_->PackedBytes(shape); }
+  std::string_view packed_layout() const override { return inner_->packed_layout(); }
 
  private:
   using Sizes = std::initializer_list<int64_t>;

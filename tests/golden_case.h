@@ -75,6 +75,8 @@ struct RunShape {
   int64_t max_sequences = 8;
   int64_t max_tokens = 4096;
   int64_t max_step_tokens = 1024;
+  std::string cache_dir;  // of packed weights
+  std::function<void(int rank, const std::string& line)> on_line;
 };
 
 inline std::unique_ptr<LocalRanks> StartModel(const std::string& dir, const ModelConfig& config,
@@ -89,7 +91,9 @@ inline std::unique_ptr<LocalRanks> StartModel(const std::string& dir, const Mode
        .make_backend = [shape] { return MakeBackend({.arithmetic = shape.arithmetic, .num_threads = shape.threads_per_rank}); },
        .transport = shape.transport,
        .open_weights = [dir, config](const ShardPlan& plan) { return OpenCheckpoint(dir, config, plan); },
-       .on_progress = {}});
+       .on_progress = {},
+       .cache_dir = shape.cache_dir,
+       .on_line = shape.on_line});
   PL_CHECK_MSG(ranks.ok(), ranks.status().ToString().c_str());
   return *std::move(ranks);
 }

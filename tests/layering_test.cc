@@ -26,7 +26,7 @@ const std::vector<Layer>& Layers() {
       // The plan half, pure arithmetic: it knows a dtype, not an op.
       {"parallel/",
        {"parallel/", "proto/", "kernels/tensor.h", "kernels/check.h", "kernels/device.h", "kernels/ops.h"}},
-      {"worker/model/", {"worker/model/", "worker/weight_source.h", "parallel/", "proto/status.h", "kernels/"}},
+      {"worker/model/", {"worker/model/", "worker/weight_cache.h", "worker/weight_source.h", "parallel/", "proto/status.h", "kernels/"}},
       {"worker/", {"worker/", "parallel/", "proto/", "kernels/"}},
       {"coordinator/text/", {"coordinator/text/", "proto/status.h", "kernels/check.h"}},
       {"coordinator/engine/", {"coordinator/engine/", "coordinator/text/", "parallel/", "proto/status.h", "kernels/check.h"}},

@@ -16,6 +16,7 @@ class RankOrderOps final : public Ops {
 
   std::string_view arithmetic() const override { return inner_->arithmetic(); }
   int64_t PackedBytes(const LinearShape& shape) const override { return inner_->PackedBytes(shape); }
+  std::string_view packed_layout() const override { return inner_->packed_layout(); }
 
  private:
   // The slices of partials [L, ...] added one after the other, as one slice.

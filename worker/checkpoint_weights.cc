@@ -1,6 +1,7 @@
 // OpenCheckpoint: the files of a model directory, checked against the plan, as a WeightSource.
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/match.h"
@@ -11,6 +12,7 @@
 #include "parallel/json_reader.h"
 #include "proto/status.h"
 #include "worker/safetensors.h"
+#include "worker/sha256.h"
 #include "worker/weight_source.h"
 
 namespace plumbline {
@@ -54,6 +56,7 @@ class CheckpointWeights : public WeightSource {
  public:
   absl::Status Open(const std::string& model_dir, const ModelConfig& config,
                     const ShardPlan& plan) {
+    folder_ = std::filesystem::absolute(model_dir).lexically_normal().string();
     PL_RETURN_IF_ERROR(FindTensors(model_dir));
     PL_RETURN_IF_ERROR(CheckPlanned(model_dir, config, plan));
     return SortOutOthers(config, plan);
@@ -74,6 +77,17 @@ class CheckpointWeights : public WeightSource {
   void Release(const TensorPlan& tensor, RowRange range) override {
     const absl::StatusOr<ConstTensor> rows = Rows(tensor, range);
     Find(tensor).file->Release(static_cast<const std::byte*>(rows->raw()), rows->num_bytes());
+  }
+
+  std::optional<CheckpointIdentity> Identity() const override {
+    std::map<std::string, std::string> by_path;  // in an order of its own
+    for (const auto& [path, file] : files_) by_path[path] = file->fingerprint();
+    Sha256 all;
+    for (const auto& [path, fingerprint] : by_path) {
+      all.Update(std::filesystem::path(path).filename().string());
+      all.Update(fingerprint);
+    }
+    return CheckpointIdentity{folder_, all.HexDigest()};
   }
 
   std::vector<std::string> SkippedTensors() const override { return skipped_; }
@@ -181,6 +195,7 @@ class CheckpointWeights : public WeightSource {
     return absl::OkStatus();
   }
 
+  std::string folder_;
   absl::flat_hash_map<std::string, std::unique_ptr<SafetensorsFile>> files_;  // by path
   absl::flat_hash_map<std::string, Location> locations_;                      // by canonical name
   std::vector<std::string> skipped_;

@@ -1,5 +1,7 @@
 #include "worker/held_stage.h"
 
+#include <cstdio>
+
 #include "absl/strings/str_cat.h"
 #include "proto/cluster.pb.h"
 #include "proto/status.h"
@@ -76,6 +78,11 @@ absl::Status HeldStage::Load(const v1::Configure& configure,
                                            .on_progress =
                                                [&](int64_t bytes_done) {
                                                  on_progress({bytes_done, bytes_total});
+                                               },
+                                           .cache_dir = cache_dir_,
+                                           .on_line =
+                                               [](const std::string& line) {
+                                                 std::fprintf(stderr, "%s\n", line.c_str());
                                                }},
                                           std::move(backend), *source_));
   return absl::OkStatus();

@@ -25,6 +25,9 @@ class HeldStage {
   };
   enum class Outcome { kKept, kLoaded };
 
+  // cache_dir: of packed weights; empty: none. What is said about it goes to stderr.
+  explicit HeldStage(std::string cache_dir) : cache_dir_(std::move(cache_dir)) {}
+
   // INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED and the like: what was asked for cannot be
   // held, now or later.
   absl::StatusOr<Outcome> Hold(const v1::Configure& configure,
@@ -36,6 +39,7 @@ class HeldStage {
   absl::Status Load(const v1::Configure& configure,
                     const std::function<void(Progress)>& on_progress);
 
+  const std::string cache_dir_;
   std::string held_;  // the Configure that is held, without what differs from epoch to epoch
   std::unique_ptr<WeightSource> source_;  // outlives the stage: its rows may be mapped
   std::unique_ptr<Stage> stage_;

@@ -130,9 +130,15 @@ class LocalRanksImpl final : public LocalRanks {
                                     .mesh = options_.mesh,
                                     .rank = r,
                                     .limits = options_.limits,
-                                    .compute_dtype = options_.compute_dtype};
+                                    .compute_dtype = options_.compute_dtype,
+                                    .on_progress = {},
+                                    .cache_dir = options_.cache_dir,
+                                    .on_line = {}};
     if (options_.on_progress) {
       stage_options.on_progress = [this, r](int64_t bytes) { options_.on_progress(r, bytes); };
+    }
+    if (options_.on_line) {
+      stage_options.on_line = [this, r](const std::string& line) { options_.on_line(r, line); };
     }
     PL_ASSIGN_OR_RETURN(rank.stage, Stage::Load(std::move(stage_options), std::move(backend), *rank.source));
     if (options_.transport != Options::Transport::kThreads) PL_RETURN_IF_ERROR(ConnectAsProcesses(r, store));

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -29,6 +30,8 @@ class LocalRanks {
     // A source of this rank's own.
     std::function<absl::StatusOr<std::unique_ptr<WeightSource>>(const ShardPlan& plan)> open_weights;
     std::function<void(int rank, int64_t bytes_done)> on_progress;  // from the ranks' threads; may be empty
+    std::string cache_dir;  // of packed weights; empty: none
+    std::function<void(int rank, const std::string& line)> on_line;  // about that; as on_progress
   };
   // Returns when every rank holds its weights, or the first failure.
   static absl::StatusOr<std::unique_ptr<LocalRanks>> Start(Options options);

@@ -36,7 +36,8 @@ constexpr absl::Duration kAbortPatience = absl::Seconds(15);  // to come back fr
 // compute thread does not come back.
 class RankWorker {
  public:
-  explicit RankWorker(RankWorkerOptions options) : options_(std::move(options)) {}
+  explicit RankWorker(RankWorkerOptions options)
+      : options_(std::move(options)), held_(options_.cache_dir) {}
 
   absl::Status Run() {
     PL_RETURN_IF_ERROR(Attach());

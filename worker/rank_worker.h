@@ -22,6 +22,7 @@ struct RankWorkerOptions {
                              // to the coordinator
   int64_t memory_limit_bytes = 0;  // 0: what is free on this host
   std::string model_dir;           // empty: the coordinator's path
+  std::string cache_dir;           // of packed weights (worker/weight_cache.h); empty: none
   absl::Duration connect_timeout = absl::Seconds(60);
 };
 

@@ -8,18 +8,21 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <random>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/check.h"
 #include "parallel/json_reader.h"
 #include "proto/status.h"
+#include "worker/sha256.h"
 
 namespace plumbline {
 namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kLengthBytes = 8;
+constexpr size_t kChunkBytes = size_t{4} << 20;  // of writing
 
 struct DTypeName {
   const char* name;
@@ -121,6 +124,8 @@ absl::Status SafetensorsFile::Map() {
     return absl::InvalidArgumentError(absl::StrCat(path_, ": is not a regular file"));
   }
   map_bytes_ = info.st_size;
+  stamp_ = absl::StrCat(info.st_size, " ", info.st_mtim.tv_sec, ".", info.st_mtim.tv_nsec, " ",
+                        info.st_ctim.tv_sec, ".", info.st_ctim.tv_nsec);
   if (map_bytes_ < kLengthBytes) {
     close(file);
     return absl::InvalidArgumentError(
@@ -146,6 +151,10 @@ absl::Status SafetensorsFile::ReadHeader() {
   data_ = map_ + kLengthBytes + header_bytes;
   data_bytes_ = map_bytes_ - kLengthBytes - header_bytes;
   const std::string_view text(reinterpret_cast<const char*>(map_) + kLengthBytes, header_bytes);
+  Sha256 fingerprint;
+  fingerprint.Update(stamp_);
+  fingerprint.Update(text);
+  fingerprint_ = fingerprint.HexDigest();
   PL_ASSIGN_OR_RETURN(const nlohmann::json header, ParseJsonObject(text, path_ + ": header"));
   for (const auto& [name, json] : header.items()) {
     if (name == "__metadata__") {
@@ -228,6 +237,10 @@ void SafetensorsFile::Release(const std::byte* begin, size_t size) const {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
+void SafetensorsFile::PreferHugePages() const {
+  madvise(map_, map_bytes_, MADV_HUGEPAGE);  // advice, as above
+}
+
 // ---- writing --------------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
@@ -246,12 +259,12 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
     offset += bytes;
   }
   std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');  // aligns the data
+  text.resize((text.size() + kLengthBytes + 63) / 64 * 64 - kLengthBytes, ' ');  // aligns the data
 
   std::unique_ptr<SafetensorsWriter> writer(new SafetensorsWriter(path));
-  const std::string partial = path + ".partial";
-  writer->file_ = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (writer->file_ < 0) return SystemError(partial, "cannot be created");
+  writer->partial_ = absl::StrCat(path, ".partial.", absl::Hex(std::random_device{}(), absl::kZeroPad8));
+  writer->file_ = open(writer->partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (writer->file_ < 0) return SystemError(writer->partial_, "cannot be created");
   writer->missing_bytes_ = offset;
   const uint64_t header_bytes = text.size();
   PL_RETURN_IF_ERROR(writer->Write(&header_bytes, kLengthBytes));
@@ -262,18 +275,30 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
 SafetensorsWriter::~SafetensorsWriter() {
   if (file_ < 0) return;
   close(file_);
-  unlink((path_ + ".partial").c_str());
+  unlink(partial_.c_str());
 }
 
+// In whole chunks: the file system then keeps the file on huge pages, where it can.
 absl::Status SafetensorsWriter::Write(const void* bytes, size_t size) {
   const char* next = static_cast<const char*>(bytes);
   while (size > 0) {
-    const ssize_t written = write(file_, next, size);
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return SystemError(path_ + ".partial", "cannot be written");
-    next += written;
-    size -= written;
+    const size_t count = std::min(size, kChunkBytes - buffer_.size());
+    buffer_.append(next, count);
+    next += count;
+    size -= count;
+    if (buffer_.size() == kChunkBytes) PL_RETURN_IF_ERROR(Flush());
   }
+  return absl::OkStatus();
+}
+
+absl::Status SafetensorsWriter::Flush() {
+  for (size_t done = 0; done < buffer_.size();) {
+    const ssize_t written = write(file_, buffer_.data() + done, buffer_.size() - done);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return SystemError(partial_, "cannot be written");
+    done += written;
+  }
+  buffer_.clear();
   return absl::OkStatus();
 }
 
@@ -285,13 +310,13 @@ absl::Status SafetensorsWriter::Append(const void* bytes, size_t size) {
 
 absl::Status SafetensorsWriter::Finish() {
   PL_CHECK(file_ >= 0);
-  const std::string partial = path_ + ".partial";
   if (missing_bytes_ != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat(partial, ": ", missing_bytes_, " bytes of tensors are missing"));
+        absl::StrCat(partial_, ": ", missing_bytes_, " bytes of tensors are missing"));
   }
-  if (fsync(file_) != 0) return SystemError(partial, "cannot be flushed");
-  if (rename(partial.c_str(), path_.c_str()) != 0)
+  PL_RETURN_IF_ERROR(Flush());
+  if (fsync(file_) != 0) return SystemError(partial_, "cannot be flushed");
+  if (rename(partial_.c_str(), path_.c_str()) != 0)
     return SystemError(path_, "cannot be put in place");
   close(file_);
   file_ = -1;

@@ -39,6 +39,8 @@ class SafetensorsFile {
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
   const std::string& path() const { return path_; }
+  // SHA-256 over header, size, and times of last modification and change.
+  const std::string& fingerprint() const { return fingerprint_; }
   const std::vector<SafetensorsEntry>& entries() const { return entries_; }  // by place in the file
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const SafetensorsEntry* Find(std::string_view name) const;  // nullptr when there is none
@@ -50,6 +52,8 @@ class SafetensorsFile {
   // Lets go of the whole pages inside [begin, begin + size); a later read fetches them from the
   // file again.
   void Release(const std::byte* begin, size_t size) const;
+  // Asks for huge pages, for a file that is read as long as it is open.
+  void PreferHugePages() const;
 
  private:
   explicit SafetensorsFile(std::string path) : path_(std::move(path)) {}
@@ -58,6 +62,8 @@ class SafetensorsFile {
   absl::Status CheckCoverage() const;
 
   std::string path_;
+  std::string fingerprint_;
+  std::string stamp_;  // size and times
   std::byte* map_ = nullptr;
   size_t map_bytes_ = 0;
   const std::byte* data_ = nullptr;  // behind the header
@@ -73,8 +79,9 @@ struct SafetensorsTensor {
   std::vector<int64_t> shape;
 };
 
-// Writes PATH.partial and renames it when complete: readers see the old file or the new one. Equal
-// calls give equal bytes. Not finished: the partial file is removed.
+// Writes PATH.partial.RANDOM and renames it when complete: readers see the old file or the new one,
+// also where several write it at once. Equal calls give equal bytes. Not finished: the partial file
+// is removed. The data part begins at a multiple of 64 bytes.
 class SafetensorsWriter {
  public:
   // The tensors lie in the file in the given order.
@@ -93,9 +100,11 @@ class SafetensorsWriter {
  private:
   explicit SafetensorsWriter(std::string path) : path_(std::move(path)) {}
   absl::Status Write(const void* bytes, size_t size);
+  absl::Status Flush();
 
-  std::string path_;
+  std::string path_, partial_;
   int file_ = -1;
+  std::string buffer_;  // not written yet; begins at a multiple of kChunkBytes of the file
   uint64_t missing_bytes_ = 0;
 };
 

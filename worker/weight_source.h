@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,14 @@
 #include "parallel/shard_plan.h"
 
 namespace plumbline {
+
+// What tells one checkpoint's bytes from another's.
+struct CheckpointIdentity {
+  std::string folder;  // absolute
+  // SHA-256 over every file's name, header (all names, shapes and places), size, and times of last modification and last
+  // change in nanoseconds. A write to a file always moves the latter, and no call sets it back; so do chmod and copying.
+  std::string fingerprint;
+};
 
 class WeightSource {
  public:
@@ -24,6 +33,8 @@ class WeightSource {
   virtual bool IsMapped() const = 0;
   // The pages of these rows are not needed any more (their bytes were packed elsewhere).
   virtual void Release(const TensorPlan& tensor, RowRange range) = 0;
+  // Nothing for weights that are made up.
+  virtual std::optional<CheckpointIdentity> Identity() const { return std::nullopt; }
   // Tensors of the file that the model does not use (vision, MTP), for the log.
   virtual std::vector<std::string> SkippedTensors() const { return {}; }
 };

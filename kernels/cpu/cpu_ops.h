@@ -26,6 +26,7 @@ class CpuOps final : public Ops {
 
   std::string_view arithmetic() const override { return NameOf(arithmetic_); }
   int64_t PackedBytes(const LinearShape& shape) const override;
+  std::string_view packed_layout() const override;
 
  private:
   // pack.cc

@@ -10,11 +10,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "kernels/ops.h"
 
 namespace plumbline {
 
+// Weights packed by one build are read by others (worker/weight_cache.h): a change of anything here, or of what DoPackLinear
+// writes, is a new name.
+inline constexpr std::string_view kLinearLayoutName = "cpu-tiles-1";
 inline constexpr int kBlockColumns = 32;
 inline constexpr int kHalfColumns = 16;
 inline constexpr int kTileK = 32;

@@ -122,6 +122,8 @@ class HalfPacker {
 
 }  // namespace
 
+std::string_view CpuOps::packed_layout() const { return kLinearLayoutName; }
+
 int64_t CpuOps::PackedBytes(const LinearShape& shape) const {
   return LinearLayout(shape).packed_bytes();
 }

@@ -16,7 +16,14 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Load(Options options, Backend back
   }
   PL_ASSIGN_OR_RETURN(ShardPlan plan, ShardPlan::Make(options.config, options.mesh));
   auto stage = std::unique_ptr<Stage>(new Stage(std::move(options), std::move(plan), std::move(backend)));
-  PL_RETURN_IF_ERROR(stage->LoadWeights(source));
+  stage->OpenCache(source);
+  absl::Status status = stage->LoadWeights(source);
+  if (absl::IsDataLoss(status)) {
+    stage->cached_weights_->Discard(status);
+    status = stage->LoadWeights(source);
+  }
+  PL_RETURN_IF_ERROR(status);
+  PL_RETURN_IF_ERROR(stage->LayOut());
   return stage;
 }
 
@@ -27,6 +34,20 @@ Stage::Stage(Options options, ShardPlan plan, Backend backend)
       stage_index_(options_.mesh.StageOf(options_.rank)),
       layer_range_(plan_.LayersOf(stage_index_)) {}
 
+void Stage::OpenCache(const WeightSource& source) {
+  const std::optional<CheckpointIdentity> checkpoint = source.Identity();
+  const std::string layout(backend_.ops->packed_layout());
+  if (options_.cache_dir.empty() || !checkpoint || layout.empty()) return;
+  const Mesh& mesh = options_.mesh;
+  cached_weights_ = std::make_unique<WeightCache>(WeightCache::Options{
+      .folder = options_.cache_dir,
+      .checkpoint = *checkpoint,
+      .layout = layout,
+      .share = absl::StrCat("model ", options_.config.Fingerprint(), " act ", NameOf(options_.compute_dtype), " tp ", mesh.tp,
+                            " pp ", mesh.pp, " rank ", options_.rank),
+      .on_line = options_.on_line});
+}
+
 absl::Status Stage::LoadWeights(WeightSource& source) {
   const ModelConfig& config = options_.config;
   const DType act = options_.compute_dtype;
@@ -34,6 +55,7 @@ absl::Status Stage::LoadWeights(WeightSource& source) {
   WeightLoader loader({.device = &device,
                        .ops = backend_.ops.get(),
                        .source = &source,
+                       .cache = cached_weights_.get(),
                        .plan = &plan_,
                        .rank = options_.rank,
                        .act = act,
@@ -41,6 +63,7 @@ absl::Status Stage::LoadWeights(WeightSource& source) {
                          weight_bytes_ = bytes_done;
                          if (options_.on_progress) options_.on_progress(bytes_done);
                        }});
+  layers_.clear();
   if (stage_index_ == 0) {
     PL_ASSIGN_OR_RETURN(embedding_, loader.EmbeddingTable("model.embed_tokens.weight"));
   }
@@ -52,6 +75,18 @@ absl::Status Stage::LoadWeights(WeightSource& source) {
     PL_ASSIGN_OR_RETURN(Head head, Head::Load(config, plan_, device, act, loader));
     head_ = std::make_unique<Head>(std::move(head));
   }
+  if (cached_weights_ != nullptr && !cached_weights_->is_mapped()) {
+    cached_weights_->Save(loader.packed(), [&] {
+      if (options_.on_progress) options_.on_progress(weight_bytes_);
+    });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Stage::LayOut() {
+  const ModelConfig& config = options_.config;
+  const DType act = options_.compute_dtype;
+  Device& device = *backend_.device;
   PL_ASSIGN_OR_RETURN(cache_, SequenceCache::Make(device, config, plan_, stage_index_, options_.limits, act));
   const int64_t rows = options_.limits.max_step_tokens;
   limits_ = {.max_step_tokens = rows,

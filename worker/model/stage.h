@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -14,6 +15,7 @@
 #include "worker/model/batch.h"
 #include "worker/model/decoder_layer.h"
 #include "worker/model/head.h"
+#include "worker/weight_cache.h"
 #include "worker/weight_source.h"
 
 namespace plumbline {
@@ -32,7 +34,9 @@ class Stage {
     int rank = 0;
     CacheLimits limits;
     DType compute_dtype = DType::kBf16;  // the checkpoint's, or f32
-    std::function<void(int64_t bytes_done)> on_progress;  // checkpoint bytes read; may be empty
+    std::function<void(int64_t bytes_done)> on_progress;  // checkpoint bytes held; may be empty
+    std::string cache_dir;  // packed weights are kept there (worker/weight_cache.h); empty: nowhere
+    std::function<void(const std::string& line)> on_line;  // about that, for the log; may be empty
   };
   // The source must outlive the stage when it is mapped. Errors name tensor, rank and what would be right.
   static absl::StatusOr<std::unique_ptr<Stage>> Load(Options options, Backend backend, WeightSource& source);
@@ -49,7 +53,9 @@ class Stage {
 
  private:
   explicit Stage(Options options, ShardPlan plan, Backend backend);
+  void OpenCache(const WeightSource& source);
   absl::Status LoadWeights(WeightSource& source);
+  absl::Status LayOut();
   absl::Status Begin(const Batch& batch, Activations& activations);
   void FillRopeTable(const BatchRows& rows);
 
@@ -61,6 +67,7 @@ class Stage {
   BatchLimits limits_;
   int64_t weight_bytes_ = 0;
 
+  std::unique_ptr<WeightCache> cached_weights_;  // what it maps is used below
   WeightLoader::Table embedding_;
   std::vector<DecoderLayer> layers_;
   std::unique_ptr<Head> head_;

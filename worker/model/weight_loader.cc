@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/half.h"
 #include "proto/status.h"
 
@@ -42,8 +43,7 @@ void AppendFloats(const ConstTensor& tensor, std::vector<float>& out) {
 }  // namespace
 
 ConstTensor WeightLoader::PackedExperts::packed() const {
-  return memory.View(DType::kU8,
-                     {num_experts, static_cast<int64_t>(memory.num_bytes()) / num_experts});
+  return bytes.view.Reshape({num_experts, bytes.view.num_elements() / num_experts});
 }
 
 absl::StatusOr<Buffer> WeightLoader::Allocate(const std::string& what, int64_t num_bytes) {
@@ -95,29 +95,55 @@ absl::Status WeightLoader::PackInto(Tensor out, const LinearShape& shape,
   return absl::OkStatus();
 }
 
-absl::StatusOr<PackedLinear> WeightLoader::Linear(const std::vector<std::string>& names) {
-  PackedLinear linear = {.shape = ShapeOf(names, /*gated=*/false)};
-  PL_ASSIGN_OR_RETURN(linear.memory, Allocate(names[0], options_.ops->PackedBytes(linear.shape)));
-  PL_RETURN_IF_ERROR(PackInto(linear.memory.View(DType::kU8, {options_.ops->PackedBytes(linear.shape)}),
-                              linear.shape, names));
+absl::StatusOr<int64_t> WeightLoader::SourceBytes(const std::vector<std::string>& names) {
+  int64_t bytes = 0;
+  for (const std::string& name : names) {
+    const TensorPlan& tensor = options_.plan->Find(name);
+    const TensorSlice slice = options_.plan->SliceOf(name, options_.rank);
+    for (const RowRange& range : slice.rows) {
+      PL_ASSIGN_OR_RETURN(const ConstTensor rows, options_.source->Rows(tensor, range));
+      bytes += range.count * slice.num_columns * static_cast<int64_t>(SizeOf(rows.dtype()));
+    }
+  }
+  return bytes;
+}
+
+absl::StatusOr<PackedBytes> WeightLoader::FindOrPack(const std::vector<std::string>& names, int64_t num_bytes,
+                                                     const Pack& pack) {
+  const std::string name = absl::StrJoin(names, "|");
+  PackedBytes bytes;
+  if (options_.cache != nullptr && options_.cache->is_mapped()) {
+    PL_ASSIGN_OR_RETURN(bytes.view, options_.cache->Find(name, num_bytes));
+    PL_ASSIGN_OR_RETURN(const int64_t source_bytes, SourceBytes(names));
+    Advance(source_bytes);
+    return bytes;
+  }
+  PL_ASSIGN_OR_RETURN(bytes.memory, Allocate(names[0], num_bytes));
+  PL_RETURN_IF_ERROR(pack(bytes.memory.View(DType::kU8, {num_bytes})));
+  bytes.view = bytes.memory.View(DType::kU8, {num_bytes});
+  packed_.push_back({name, bytes.view});
+  return bytes;
+}
+
+absl::StatusOr<PackedLinear> WeightLoader::PackOne(const LinearShape& shape, const std::vector<std::string>& names) {
+  PackedLinear linear = {.shape = shape, .bytes = {}};
+  PL_ASSIGN_OR_RETURN(linear.bytes, FindOrPack(names, options_.ops->PackedBytes(shape),
+                                               [&](Tensor out) { return PackInto(out, shape, names); }));
   return linear;
+}
+
+absl::StatusOr<PackedLinear> WeightLoader::Linear(const std::vector<std::string>& names) {
+  return PackOne(ShapeOf(names, /*gated=*/false), names);
 }
 
 absl::StatusOr<PackedLinear> WeightLoader::Gated(const std::string& gate, const std::string& up) {
-  PackedLinear linear = {.shape = ShapeOf({gate, up}, /*gated=*/true)};
-  PL_ASSIGN_OR_RETURN(linear.memory, Allocate(gate, options_.ops->PackedBytes(linear.shape)));
-  PL_RETURN_IF_ERROR(PackInto(linear.memory.View(DType::kU8, {options_.ops->PackedBytes(linear.shape)}),
-                              linear.shape, {gate, up}));
-  return linear;
+  return PackOne(ShapeOf({gate, up}, /*gated=*/true), {gate, up});
 }
 
 absl::StatusOr<PackedLinear> WeightLoader::Head(const std::string& name) {
-  PackedLinear linear = {.shape = ShapeOf({name}, /*gated=*/false)};
-  linear.shape.n = options_.plan->VocabLeafRows() * (kNumLeaves / options_.plan->mesh().tp);
-  PL_ASSIGN_OR_RETURN(linear.memory, Allocate(name, options_.ops->PackedBytes(linear.shape)));
-  PL_RETURN_IF_ERROR(PackInto(linear.memory.View(DType::kU8, {options_.ops->PackedBytes(linear.shape)}),
-                              linear.shape, {name}));
-  return linear;
+  LinearShape shape = ShapeOf({name}, /*gated=*/false);
+  shape.n = options_.plan->VocabLeafRows() * (kNumLeaves / options_.plan->mesh().tp);
+  return PackOne(shape, {name});
 }
 
 absl::StatusOr<WeightLoader::PackedExperts> WeightLoader::Experts(const ExpertNames& names) {
@@ -125,11 +151,16 @@ absl::StatusOr<WeightLoader::PackedExperts> WeightLoader::Experts(const ExpertNa
   experts.num_experts = static_cast<int64_t>(names.of.size());
   experts.shape = ShapeOf(names.of[0], /*gated=*/names.of[0].size() == 2);
   const int64_t bytes = options_.ops->PackedBytes(experts.shape);
-  PL_ASSIGN_OR_RETURN(experts.memory, Allocate(names.of[0][0], bytes * experts.num_experts));
-  Tensor all = experts.memory.View(DType::kU8, {experts.num_experts, bytes});
-  for (int64_t e = 0; e < experts.num_experts; ++e) {
-    PL_RETURN_IF_ERROR(PackInto(all.Rows(e, 1).Reshape({bytes}), experts.shape, names.of[e]));
-  }
+  std::vector<std::string> all_names;
+  for (const auto& of_expert : names.of) all_names.insert(all_names.end(), of_expert.begin(), of_expert.end());
+  const auto pack = [&](Tensor out) -> absl::Status {
+    Tensor all = out.Reshape({experts.num_experts, bytes});
+    for (int64_t e = 0; e < experts.num_experts; ++e) {
+      PL_RETURN_IF_ERROR(PackInto(all.Rows(e, 1).Reshape({bytes}), experts.shape, names.of[e]));
+    }
+    return absl::OkStatus();
+  };
+  PL_ASSIGN_OR_RETURN(experts.bytes, FindOrPack(all_names, bytes * experts.num_experts, pack));
   return experts;
 }
 

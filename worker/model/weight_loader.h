@@ -1,5 +1,6 @@
 // WeightLoader: turns a rank's slices of the checkpoint into what layers hold: packed linears, f32 vectors, the
-// embedding table. Pieces are read and packed a few megabytes at a time, so that a rank never holds its weights twice.
+// embedding table. Pieces are read and packed a few megabytes at a time, so that a rank never holds its weights twice; with a
+// cache that holds the packed linears they are taken from there.
 #pragma once
 
 #include <functional>
@@ -10,18 +11,23 @@
 #include "kernels/device.h"
 #include "kernels/ops.h"
 #include "parallel/shard_plan.h"
+#include "worker/weight_cache.h"
 #include "worker/weight_source.h"
 
 namespace plumbline {
 
-// A linear's weight on the device.
+// Packed bytes on the device.
+struct PackedBytes {
+  Buffer memory;     // empty when they lie in the cache's mapping
+  ConstTensor view;  // [bytes] u8
+};
+
+// A linear's weight.
 struct PackedLinear {
   LinearShape shape;
-  Buffer memory;
+  PackedBytes bytes;
 
-  ConstTensor packed() const {
-    return memory.View(DType::kU8, {static_cast<int64_t>(memory.num_bytes())});
-  }
+  ConstTensor packed() const { return bytes.view; }
 };
 
 class WeightLoader {
@@ -30,6 +36,7 @@ class WeightLoader {
     Device* device = nullptr;
     Ops* ops = nullptr;
     WeightSource* source = nullptr;
+    const WeightCache* cache = nullptr;  // null: none
     const ShardPlan* plan = nullptr;
     int rank = 0;
     DType act = DType::kBf16;                                   // the weights' type in memory
@@ -38,7 +45,8 @@ class WeightLoader {
   explicit WeightLoader(Options options) : options_(std::move(options)) {}
 
   // The rows of the named tensors below each other: q|k|v and the like. A tensor cut by columns is a row-parallel linear
-  // and gets its leaves. RESOURCE_EXHAUSTED when memory runs out; otherwise the source's errors.
+  // and gets its leaves. RESOURCE_EXHAUSTED when memory runs out; DATA_LOSS: the cache is damaged; otherwise the source's
+  // errors.
   absl::StatusOr<PackedLinear> Linear(const std::vector<std::string>& names);
   // gate above up, for GatedLinear.
   absl::StatusOr<PackedLinear> Gated(const std::string& gate, const std::string& up);
@@ -50,9 +58,9 @@ class WeightLoader {
   };
   struct PackedExperts {
     LinearShape shape;
-    Buffer memory;
-    ConstTensor packed() const;
+    PackedBytes bytes;
     int64_t num_experts = 0;
+    ConstTensor packed() const;
   };
   absl::StatusOr<PackedExperts> Experts(const ExpertNames& names);
   // f32; the concatenation of the named tensors' slices.
@@ -66,14 +74,24 @@ class WeightLoader {
   };
   absl::StatusOr<Table> EmbeddingTable(const std::string& name);
 
+  // What was packed so far, for the cache. Valid as long as what was loaded.
+  const std::vector<WeightCache::Weight>& packed() const { return packed_; }
+
  private:
+  using Pack = std::function<absl::Status(Tensor out)>;
   LinearShape ShapeOf(const std::vector<std::string>& names, bool gated) const;
+  // The cache's bytes, or new memory that `pack` fills. names: of all tensors in it.
+  absl::StatusOr<PackedBytes> FindOrPack(const std::vector<std::string>& names, int64_t num_bytes, const Pack& pack);
+  absl::StatusOr<PackedLinear> PackOne(const LinearShape& shape, const std::vector<std::string>& names);
+  // Of the named tensors' slices, in the checkpoint.
+  absl::StatusOr<int64_t> SourceBytes(const std::vector<std::string>& names);
   absl::Status PackInto(Tensor out, const LinearShape& shape, const std::vector<std::string>& names);
   absl::StatusOr<Buffer> Allocate(const std::string& what, int64_t num_bytes);
   void Advance(int64_t bytes);
 
   Options options_;
   int64_t bytes_done_ = 0;
+  std::vector<WeightCache::Weight> packed_;
 };
 
 }  // namespace plumbline

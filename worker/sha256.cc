@@ -1,4 +1,4 @@
-#include "cli/sha256.h"
+#include "worker/sha256.h"
 
 #include <openssl/evp.h>
 
