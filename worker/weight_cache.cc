@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "kernels/check.h"
 #include "proto/status.h"
+#include "worker/huge_pages.h"
 #include "worker/safetensors.h"
 #include "worker/sha256.h"
 
@@ -25,6 +26,7 @@ constexpr char kFormat[] = "plumbline packed weights 1";
 constexpr char kKey[] = "key";
 constexpr char kChecksum[] = "xxh3 ";  // and the weight's name
 constexpr int64_t kPieceBytes = int64_t{16} << 20;
+constexpr int64_t kSmallWeight = int64_t{256} << 10;  // few pages of any size
 constexpr double kGb = 1e9;
 constexpr auto kAbandonedAfter = std::chrono::hours(24);  // a partial file that nobody writes any more
 
@@ -62,11 +64,10 @@ absl::Status WeightCache::Map() {
     return absl::DataLossError(absl::StrCat(path_, ": is of other weights than its name says"));
   }
   file_->PreferHugePages();
-  Log(absl::StrCat("packed weights are mapped from ", path_));
   return absl::OkStatus();
 }
 
-absl::StatusOr<ConstTensor> WeightCache::Find(const std::string& name, int64_t num_bytes) const {
+absl::StatusOr<WeightCache::Found> WeightCache::Find(const std::string& name, int64_t num_bytes) {
   PL_CHECK(is_mapped());
   const absl::StatusOr<ConstTensor> weight = file_->Read(name, DType::kU8);
   if (!weight.ok()) return absl::DataLossError(weight.status().message());
@@ -74,12 +75,24 @@ absl::StatusOr<ConstTensor> WeightCache::Find(const std::string& name, int64_t n
     return absl::DataLossError(absl::StrCat(path_, ": weight ", name, " has ", weight->num_elements(), " bytes; ",
                                             num_bytes, " are expected"));
   }
+  CollapseIntoHugePages(weight->raw(), num_bytes);
   const auto checksum = file_->metadata().find(absl::StrCat(kChecksum, name));
   if (reinterpret_cast<uintptr_t>(weight->raw()) % 64 != 0 || checksum == file_->metadata().end() ||
       checksum->second != ChecksumOf(weight->raw(), num_bytes)) {
     return absl::DataLossError(absl::StrCat(path_, ": weight ", name, " does not have its checksum: the file is damaged"));
   }
-  return ConstTensor(weight->raw(), DType::kU8, {num_bytes});
+  const bool should_copy = num_bytes > kSmallWeight && !LiesOnHugePages(weight->raw(), num_bytes);
+  (should_copy ? copied_bytes_ : shared_bytes_) += num_bytes;
+  return Found{ConstTensor(weight->raw(), DType::kU8, {num_bytes}), should_copy};
+}
+
+void WeightCache::Release(const ConstTensor& packed) const {
+  file_->Release(static_cast<const std::byte*>(packed.raw()), packed.num_bytes());
+}
+
+void WeightCache::LogUse() const {
+  Log(absl::StrFormat("packed weights are mapped from %s: %.2f GB shared, %.2f GB copied", path_,
+                      static_cast<double>(shared_bytes_) / kGb, static_cast<double>(copied_bytes_) / kGb));
 }
 
 void WeightCache::Discard(const absl::Status& damage) {

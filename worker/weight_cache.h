@@ -7,6 +7,9 @@
 // folder, of layout and fingerprint, and of the share: a file that is written removes those of the same MODEL and another
 // VERSION. Nothing else is ever removed.
 //
+// A weight that does not lie on huge pages (worker/huge_pages.h) is to be copied: shared memory is not worth a tenth of the
+// speed.
+//
 // A cache never fails a start: what cannot be read is packed again, what cannot be written is one line of the log. It is as
 // trusted as the checkpoint: checksums find damage, not intent. One thread.
 #pragma once
@@ -45,9 +48,16 @@ class WeightCache {
   const std::string& path() const { return path_; }
   bool is_mapped() const { return file_ != nullptr; }
 
-  // The packed weight in the mapping, aligned to 64 bytes, as long as this cache lives. DATA_LOSS: the file is damaged; it
-  // names file and weight. REQUIRES: is_mapped().
-  absl::StatusOr<ConstTensor> Find(const std::string& name, int64_t num_bytes) const;
+  struct Found {
+    ConstTensor packed;        // [bytes] u8 in the mapping, aligned to 64 bytes, as long as this cache lives
+    bool should_copy = false;  // to memory of the rank's own; then Release
+  };
+  // DATA_LOSS: the file is damaged; it names file and weight. REQUIRES: is_mapped().
+  absl::StatusOr<Found> Find(const std::string& name, int64_t num_bytes);
+  // The pages of a weight are not needed any more: it was copied.
+  void Release(const ConstTensor& packed) const;
+  // One line of the log about what was found.
+  void LogUse() const;
 
   // Forgets a damaged file: the weights are to be packed again. Pointers that Find gave end here.
   void Discard(const absl::Status& damage);
@@ -68,6 +78,7 @@ class WeightCache {
   Options options_;
   std::string key_, model_, version_, path_;
   std::unique_ptr<SafetensorsFile> file_;
+  int64_t shared_bytes_ = 0, copied_bytes_ = 0;
 };
 
 }  // namespace plumbline

@@ -75,7 +75,9 @@ absl::Status Stage::LoadWeights(WeightSource& source) {
     PL_ASSIGN_OR_RETURN(Head head, Head::Load(config, plan_, device, act, loader));
     head_ = std::make_unique<Head>(std::move(head));
   }
-  if (cached_weights_ != nullptr && !cached_weights_->is_mapped()) {
+  if (cached_weights_ != nullptr && cached_weights_->is_mapped()) {
+    cached_weights_->LogUse();
+  } else if (cached_weights_ != nullptr) {
     cached_weights_->Save(loader.packed(), [&] {
       if (options_.on_progress) options_.on_progress(weight_bytes_);
     });

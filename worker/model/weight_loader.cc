@@ -95,7 +95,7 @@ absl::Status WeightLoader::PackInto(Tensor out, const LinearShape& shape,
   return absl::OkStatus();
 }
 
-absl::StatusOr<int64_t> WeightLoader::SourceBytes(const std::vector<std::string>& names) {
+absl::Status WeightLoader::PassOver(const std::vector<std::string>& names) {
   int64_t bytes = 0;
   for (const std::string& name : names) {
     const TensorPlan& tensor = options_.plan->Find(name);
@@ -103,9 +103,11 @@ absl::StatusOr<int64_t> WeightLoader::SourceBytes(const std::vector<std::string>
     for (const RowRange& range : slice.rows) {
       PL_ASSIGN_OR_RETURN(const ConstTensor rows, options_.source->Rows(tensor, range));
       bytes += range.count * slice.num_columns * static_cast<int64_t>(SizeOf(rows.dtype()));
+      options_.source->Release(tensor, range);  // a small neighbour that was read may have mapped them
     }
   }
-  return bytes;
+  Advance(bytes);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<PackedBytes> WeightLoader::FindOrPack(const std::vector<std::string>& names, int64_t num_bytes,
@@ -113,9 +115,16 @@ absl::StatusOr<PackedBytes> WeightLoader::FindOrPack(const std::vector<std::stri
   const std::string name = absl::StrJoin(names, "|");
   PackedBytes bytes;
   if (options_.cache != nullptr && options_.cache->is_mapped()) {
-    PL_ASSIGN_OR_RETURN(bytes.view, options_.cache->Find(name, num_bytes));
-    PL_ASSIGN_OR_RETURN(const int64_t source_bytes, SourceBytes(names));
-    Advance(source_bytes);
+    PL_ASSIGN_OR_RETURN(const WeightCache::Found found, options_.cache->Find(name, num_bytes));
+    bytes.view = found.packed;
+    if (found.should_copy) {
+      PL_ASSIGN_OR_RETURN(bytes.memory, Allocate(names[0], num_bytes));
+      const Tensor copy = bytes.memory.View(DType::kU8, {num_bytes});
+      options_.device->Upload(copy, found.packed.raw());
+      options_.cache->Release(found.packed);
+      bytes.view = copy;
+    }
+    PL_RETURN_IF_ERROR(PassOver(names));
     return bytes;
   }
   PL_ASSIGN_OR_RETURN(bytes.memory, Allocate(names[0], num_bytes));

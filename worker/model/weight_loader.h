@@ -36,7 +36,7 @@ class WeightLoader {
     Device* device = nullptr;
     Ops* ops = nullptr;
     WeightSource* source = nullptr;
-    const WeightCache* cache = nullptr;  // null: none
+    WeightCache* cache = nullptr;  // null: none
     const ShardPlan* plan = nullptr;
     int rank = 0;
     DType act = DType::kBf16;                                   // the weights' type in memory
@@ -83,8 +83,8 @@ class WeightLoader {
   // The cache's bytes, or new memory that `pack` fills. names: of all tensors in it.
   absl::StatusOr<PackedBytes> FindOrPack(const std::vector<std::string>& names, int64_t num_bytes, const Pack& pack);
   absl::StatusOr<PackedLinear> PackOne(const LinearShape& shape, const std::vector<std::string>& names);
-  // Of the named tensors' slices, in the checkpoint.
-  absl::StatusOr<int64_t> SourceBytes(const std::vector<std::string>& names);
+  // Counts the named tensors' slices as held, without reading them.
+  absl::Status PassOver(const std::vector<std::string>& names);
   absl::Status PackInto(Tensor out, const LinearShape& shape, const std::vector<std::string>& names);
   absl::StatusOr<Buffer> Allocate(const std::string& what, int64_t num_bytes);
   void Advance(int64_t bytes);
