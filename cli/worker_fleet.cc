@@ -10,6 +10,9 @@ namespace plumbline {
 
 absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags& flags, const NamedModel& model,
                                                                 const FleetOptions& options) {
+  if (!options.launch && !flags.cache_dir.empty()) {
+    return absl::InvalidArgumentError("--cache-dir: the workers hold the weights; give it to `plumbline worker`");
+  }
   auto fleet = std::unique_ptr<WorkerFleet>(new WorkerFleet());
   WorkerFleet* self = fleet.get();
   const std::string token = options.join_token.empty() ? MakeJoinToken() : options.join_token;

@@ -55,12 +55,15 @@ def check_logits(folder: pathlib.Path) -> None:
     shapes = [[], ["--chunk", 64], ["--tp", 4, "--pp", 2], ["--tp", 2, "--pp", 2, "--transport", "gloo"],
               ["--tp", 2, "--pp", 2, "--transport", "shm"],
               ["--tp", 2, "--pp", 2, "--transport", "processes"], ["--tp", 2, "--transport", "processes-gloo"], ["--threads", 3]]
+    cached = ["--cache-dir", folder / "cache"]
+    shapes += [cached, cached, ["--tp", 2, "--pp", 2, "--transport", "processes", *cached], ["--tp", 2, "--pp", 2, *cached]]
     outputs = set()
     for number, shape in enumerate(shapes):
         out = folder / f"logits{number}"
         hashes = run("logits", "--model", DEMO, "--tokens", folder / "tokens", "--out", out, *shape)
         outputs.add((hashes, out.read_bytes()))
     assert len(outputs) == 1, "equal bits must give equal files"
+    assert len(list((folder / "cache").iterdir())) == 1 + 4, "a file of packed weights per rank of either shape"
     other = run("logits", "--model", DEMO, "--tokens", folder / "tokens", "--compute-dtype", "f32")
     assert other != hashes, "f32 arithmetic must give other bits, or the hash sees nothing"
 

@@ -366,29 +366,32 @@ TEST(PackedLayoutTest, TheNameStandsForTheseBytes) {
   ASSERT_EQ(backend.ops->packed_layout(), "cpu-tiles-1");
   EXPECT_EQ(MakeReferenceBackend().ops->packed_layout(), "");
   for (const bool gated : {false, true}) {
-    constexpr int64_t kN = 80, kK = 70, kLeafK = 35, kPaddedLeafK = 64;
-    const LinearShape shape = {.n = kN, .k = kK, .num_leaves = 2, .dtype = DType::kBf16, .gated = gated};
+    constexpr int64_t kN = 80, kK = 70;
+    const int num_leaves = gated ? 1 : 2;
+    const int64_t leaf_k = kK / num_leaves, padded_leaf_k = gated ? 96 : 64;
+    const LinearShape shape = {.n = kN, .k = kK, .num_leaves = num_leaves, .dtype = DType::kBf16, .gated = gated};
     std::vector<uint16_t> source(kN * kK);
     for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<uint16_t>(i + 1);
     const int64_t blocks = 3;  // of 32 columns; of 16 gate and 16 up
-    std::vector<uint16_t> expected(blocks * 2 * kPaddedLeafK * 32);
+    std::vector<uint16_t> expected(blocks * num_leaves * padded_leaf_k * 32);
     for (int64_t n = 0; n < kN; ++n) {
       const int64_t half = n % (kN / 2);
       const int64_t block = gated ? half / 16 : n / 32;
       const int64_t column = gated ? half % 16 + (n < kN / 2 ? 0 : 16) : n % 32;
       for (int64_t k = 0; k < kK; ++k) {
-        const int64_t in_leaf = k % kLeafK;
-        const int64_t tile = (block * 2 + k / kLeafK) * (kPaddedLeafK / 32) + in_leaf / 32;
+        const int64_t in_leaf = k % leaf_k;
+        const int64_t tile = (block * num_leaves + k / leaf_k) * (padded_leaf_k / 32) + in_leaf / 32;
         const int64_t in_tile = in_leaf % 32;
         expected[tile * 1024 + column / 16 * 512 + in_tile / 2 * 32 + column % 16 * 2 + in_tile % 2] = source[n * kK + k];
       }
     }
     ASSERT_EQ(backend.ops->PackedBytes(shape), static_cast<int64_t>(expected.size() * 2)) << gated;
-    std::vector<uint16_t> packed(expected.size());
-    backend.ops->PackLinear({.out = {packed.data(), DType::kU8, {static_cast<int64_t>(packed.size() * 2)}},
+    const Buffer packed = backend.device->Allocate(expected.size() * 2);
+    backend.ops->PackLinear({.out = packed.View(DType::kU8, {static_cast<int64_t>(packed.num_bytes())}),
                              .shape = shape,
                              .source = {source.data(), DType::kBf16, {kN, kK}}});
-    EXPECT_EQ(packed, expected) << gated;
+    const auto* values = static_cast<const uint16_t*>(packed.data());
+    EXPECT_EQ(std::vector<uint16_t>(values, values + expected.size()), expected) << gated;
   }
 }
 
