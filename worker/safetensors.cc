@@ -22,6 +22,7 @@ namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kLengthBytes = 8;
+constexpr size_t kPage = 4096;
 constexpr size_t kChunkBytes = size_t{4} << 20;  // of writing
 
 struct DTypeName {
@@ -259,7 +260,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
     offset += bytes;
   }
   std::string text = header.dump();
-  text.resize((text.size() + kLengthBytes + 63) / 64 * 64 - kLengthBytes, ' ');  // aligns the data
+  text.resize((text.size() + kLengthBytes + kPage - 1) / kPage * kPage - kLengthBytes, ' ');  // aligns the data
 
   std::unique_ptr<SafetensorsWriter> writer(new SafetensorsWriter(path));
   writer->partial_ = absl::StrCat(path, ".partial.", absl::Hex(std::random_device{}(), absl::kZeroPad8));

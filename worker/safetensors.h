@@ -81,7 +81,7 @@ struct SafetensorsTensor {
 
 // Writes PATH.partial.RANDOM and renames it when complete: readers see the old file or the new one,
 // also where several write it at once. Equal calls give equal bytes. Not finished: the partial file
-// is removed. The data part begins at a multiple of 64 bytes.
+// is removed. The data part begins on a page.
 class SafetensorsWriter {
  public:
   // The tensors lie in the file in the given order.
