@@ -410,8 +410,7 @@ TEST_F(OpenAiApiTest, ATemplateThatNeverEndsIs400InBoundedTime) {
   text_.chat_template = *ChatTemplate::Parse(
       "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
   const absl::Time begun = absl::Now();
-  EXPECT_THAT(PostError("/v1/chat/completions", Chat().dump()),
-              testing::AnyOf(HasSubstr("too many steps"), HasSubstr("takes too long")));
+  EXPECT_THAT(PostError("/v1/chat/completions", Chat().dump()), HasSubstr("too many steps"));
   EXPECT_LT(absl::Now() - begun, absl::Seconds(30));
   text_.chat_template = *ChatTemplate::Parse(
       "{% for a in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' * 1000000 }}{% endfor %}");
