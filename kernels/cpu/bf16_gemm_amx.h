@@ -32,26 +32,43 @@ struct AmxBf16 {
   // each_step is called between the products, one or more times for every 32 x 32 elements of C.
   template <typename EachStep>
   static void Multiply(const Bf16Gemm& g, const Bf16Rest& rest, const EachStep& each_step) {
+    EachBlock(g, [&]<bool kTall, bool kWide>(int row, int column) {
+      Block<kTall, kWide>(g, rest, row, column, g.c + row * g.c_stride + column, each_step);
+    });
+  }
+  // Each 32 x 32 elements of C in turn into one of two buffers, c_stride apart from row to row, then to
+  // block(buffer, row, column). A buffer is written again after the next block's call.
+  template <typename EachStep, typename OfBlock>
+  static void MultiplyBlocks(const Bf16Gemm& g, const Bf16Rest& rest, float* const buffers[2], const EachStep& each_step,
+                             const OfBlock& of_block) {
+    int index = 0;
+    EachBlock(g, [&]<bool kTall, bool kWide>(int row, int column) {
+      float* buffer = buffers[index++ % 2];
+      Block<kTall, kWide>(g, rest, row, column, buffer, each_step);
+      of_block(buffer, row, column);
+    });
+  }
+
+ private:
+  template <typename Function>
+  static void EachBlock(const Bf16Gemm& g, const Function& block) {
     asm volatile("" ::: "memory");  // the tile loads do not say that they read memory
     for (int column = 0; column < g.n; column += 32) {
       const bool wide = column + 32 <= g.n;
       for (int row = g.c_is_lower ? column : 0; row < g.m; row += 32) {
         const bool tall = row + 32 <= g.m;
         if (wide) {
-          tall ? Block<true, true>(g, rest, row, column, each_step) : Block<false, true>(g, rest, row, column, each_step);
+          tall ? block.template operator()<true, true>(row, column) : block.template operator()<false, true>(row, column);
         } else {
-          tall ? Block<true, false>(g, rest, row, column, each_step) : Block<false, false>(g, rest, row, column, each_step);
+          tall ? block.template operator()<true, false>(row, column) : block.template operator()<false, false>(row, column);
         }
       }
     }
     asm volatile("" ::: "memory");
   }
-
- private:
   // Tiles 0..3 sum (row half, column half) 00 01 10 11; 4 and 5 hold A, 6 and 7 hold B.
   template <bool kTall, bool kWide, typename EachStep>
-  static void Block(const Bf16Gemm& g, const Bf16Rest& rest, int row, int column, const EachStep& each_step) {
-    float* c = g.c + row * g.c_stride + column;
+  static void Block(const Bf16Gemm& g, const Bf16Rest& rest, int row, int column, float* c, const EachStep& each_step) {
     const int64_t c_bytes = g.c_stride * 4;
     if (rest.accumulate) {
       _tile_loadd(0, c, c_bytes);

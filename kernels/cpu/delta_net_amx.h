@@ -16,13 +16,13 @@ struct Split {
   T* low;
 };
 
-struct AmxChunkProducts {
-  static constexpr bool kTakesSteps = true;
+class AmxChunkProducts {
+  static constexpr int kHalf = kChunk / 2;
   using Simd = Avx512Lanes;
 
   // In the task's scratch, behind DeltaNetScratch.
   struct Scratch {
-    Scratch(float* memory, int key_dim, int value_dim)
+    Scratch(float* memory, int key_dim, int value_dim, int num_heads)
         : keys(RoundUp(key_dim, 32)), padded_keys(RoundUp(key_dim, 16)), values(RoundUp(value_dim, 16)) {
       float* at = memory;
       const auto take = [&]<typename T>(Split<T>& split, int64_t num_bf16) {
@@ -35,133 +35,224 @@ struct AmxChunkProducts {
       take(k, kChunk * keys);
       take(k_transposed, int64_t{keys} * kChunk);
       take(weights, kChunk * kChunk);
+      take(solve_weights, kHalf * kHalf);
       take(k_panels, kChunk * keys);
-      take(state_panels, keys * values);
+      take(state_panels, int64_t{num_heads} * keys * values);
       take(x_panels, kChunk * values);
+      for (float*& block : blocks) {
+        block = at;
+        at += kHalf * kHalf;
+      }
       num_floats = at - memory;
     }
     int keys, padded_keys, values;            // padded P (to 32 and 16) and Q
     Split<uint16_t> q, k;                     // [kChunk, keys]
     Split<uint16_t> k_transposed;             // [keys, kChunk]
     Split<uint16_t> weights;                  // [kChunk, kChunk]
+    Split<uint16_t> solve_weights;            // [kHalf, kHalf]: of s.weights, from the first half of rows to the second
     Split<uint32_t> k_panels;                 // K^T in panels of 16 rows of K
-    Split<uint32_t> state_panels, x_panels;   // S and x in panels of 16 columns
+    Split<uint32_t> state_panels, x_panels;   // S of each head, and x, in panels of 16 columns
+    float* blocks[2];                         // [kHalf, kHalf] of a product
     int64_t num_floats;
   };
 
+ public:
+  static constexpr bool kTakesSteps = true;
   static int64_t ScratchFloats(int key_dim, int value_dim, int num_heads) {
-    return DeltaNetScratchFloats(key_dim, value_dim, num_heads) + Scratch(nullptr, key_dim, value_dim).num_floats;
+    return DeltaNetScratchFloats(key_dim, value_dim, num_heads) + Scratch(nullptr, key_dim, value_dim, num_heads).num_floats;
   }
-  static Scratch Behind(const DeltaNetTask& task, const DeltaNetScratch& s) {
-    return Scratch(task.scratch + s.num_floats, task.key_dim, task.value_dim);
+  AmxChunkProducts(const DeltaNetTask& task, const DeltaNetScratch& s)
+      : s_(s), split_(task.scratch + s.num_floats, task.key_dim, task.value_dim, task.group), num_heads_(task.group),
+        key_dim_(task.key_dim) {
+    AmxBf16::Begin();
   }
+  AmxChunkProducts(const AmxChunkProducts&) = delete;
+  AmxChunkProducts& operator=(const AmxChunkProducts&) = delete;
+  ~AmxChunkProducts() { AmxBf16::End(); }
 
-  static void StoreWeights(const DeltaNetTask& task, const DeltaNetScratch& s, int row, int column, __m512 lanes) {
-    SplitLanes(Behind(task, s).weights, row * kChunk + column, lanes);
-  }
-  static void Begin() { AmxBf16::Begin(); }
-  static void End() { AmxBf16::End(); }
+  void StoreWeights(int row, int column, __m512 lanes) const { SplitLanes(split_.weights, row * kChunk + column, lanes); }
 
   template <typename Side>
-  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side& side) {
-    const Scratch split = Behind(task, s);
+  void Prepare(const DeltaNetTask& task, int count, Side& side) const {
     const int rows = RoundUp(count, 16);
     const float scale = 1.0f / sqrtf(static_cast<float>(task.key_dim));
     for (int i = 0; i < rows; ++i) {
-      const int64_t row = i * split.keys;
+      const int64_t row = i * split_.keys;
       if (i < count) {
         L2Normalize<Simd>(task.q + i * task.conv_stride, task.key_dim, scale,
-                          [&](int p, __m512 lanes) { SplitLanes(split.q, row + p, lanes); });
+                          [&](int p, __m512 lanes) { SplitLanes(split_.q, row + p, lanes); });
         L2Normalize<Simd>(task.k + i * task.conv_stride, task.key_dim, 1.0f,
-                          [&](int p, __m512 lanes) { SplitLanes(split.k, row + p, lanes); });
+                          [&](int p, __m512 lanes) { SplitLanes(split_.k, row + p, lanes); });
       }
-      for (int p = i < count ? RoundUp(task.key_dim, 16) : 0; p < split.keys; p += 16) {
-        SplitLanes(split.q, row + p, _mm512_setzero_ps());
-        SplitLanes(split.k, row + p, _mm512_setzero_ps());
+      for (int p = i < count ? RoundUp(task.key_dim, 16) : 0; p < split_.keys; p += 16) {
+        SplitLanes(split_.q, row + p, _mm512_setzero_ps());
+        SplitLanes(split_.k, row + p, _mm512_setzero_ps());
       }
     }
-    TransposeKeys({split.k.high, split.k_panels.high, split.k_transposed.high}, split.keys, rows);
-    TransposeKeys({split.k.low, split.k_panels.low, split.k_transposed.low}, split.keys, rows);
+    TransposeKeys({split_.k.high, split_.k_panels.high, split_.k_transposed.high}, split_.keys, rows);
+    TransposeKeys({split_.k.low, split_.k_panels.low, split_.k_transposed.low}, split_.keys, rows);
     for (const bool is_key : {true, false}) {
-      const Split<uint16_t>& a = is_key ? split.k : split.q;
-      AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.k_panels.high, .b_panel = 8 * split.keys,
-                         .c = is_key ? s.kk : s.qk, .c_stride = kChunkStride, .m = rows, .n = rows, .k = split.keys,
+      const Split<uint16_t>& a = is_key ? split_.k : split_.q;
+      AmxBf16::Multiply({.a = a.high, .a_stride = split_.keys, .b = split_.k_panels.high, .b_panel = 8 * split_.keys,
+                         .c = is_key ? s_.kk : s_.qk, .c_stride = kChunkStride, .m = rows, .n = rows, .k = split_.keys,
                          .c_is_lower = true},
-                        {.a = a.low, .b = split.k_panels.low}, [&] { side.Step(); });
+                        {.a = a.low, .b = split_.k_panels.low}, [&] { side.Step(); });
+    }
+  }
+
+  void BeginStates(bool are_zero) const {
+    for (int head = 0; head < num_heads_; ++head) {
+      float* state = s_.state(head);
+      for (int64_t i = key_dim_ * s_.value_stride; i < s_.state_size(); ++i) state[i] = 0;
+      SplitPanels(StatePanels(head), 8 * split_.keys,
+                  {are_zero ? split_.padded_keys : 0, split_.padded_keys, split_.keys, split_.values},
+                  [&](int row, int column) { return _mm512_loadu_ps(state + row * s_.value_stride + column); });
     }
   }
 
   template <typename Side>
-  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count,
-                        Side& side) {
-    const Scratch split = Behind(task, s);
-    const __m512 factor = _mm512_set1_ps(decay);
-    SplitPanels(split.state_panels, 8 * split.keys, {task.key_dim, split.keys, split.values}, [&](int row, int column) {
-      float* at = state + row * s.value_stride + column;
-      const __m512 lanes = _mm512_loadu_ps(at);
-      _mm512_storeu_ps(at, _mm512_mul_ps(factor, lanes));
-      return lanes;
-    });
+  void ReadState(const DeltaNetTask&, int head, int count, Side& side) const {
+    const Split<uint32_t> state = StatePanels(head);
     for (const bool is_key : {true, false}) {
-      const Split<uint16_t>& a = is_key ? split.k : split.q;
-      AmxBf16::Multiply({.a = a.high, .a_stride = split.keys, .b = split.state_panels.high,
-                         .b_panel = 8 * split.keys, .c = is_key ? s.x : s.out, .c_stride = s.value_stride,
-                         .m = RoundUp(count, 16), .n = split.values, .k = split.keys},
-                        {.a = a.low, .b = split.state_panels.low}, [&] { side.Step(); });
+      const Split<uint16_t>& a = is_key ? split_.k : split_.q;
+      AmxBf16::Multiply({.a = a.high, .a_stride = split_.keys, .b = state.high, .b_panel = 8 * split_.keys,
+                         .c = is_key ? s_.x : s_.out, .c_stride = s_.value_stride, .m = RoundUp(count, 16),
+                         .n = split_.values, .k = split_.keys},
+                        {.a = a.low, .b = state.low}, [&] { side.Step(); });
     }
   }
 
+  // The second half of the rows takes the first half, solved, from its own in one product of tiles.
   template <typename Side>
-  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side& side) {
-    const Scratch split = Behind(task, s);
+  void Solve(const DeltaNetTask&, int count, Side& side) const {
+    SolveUnitLower<Simd>(s_, 0, Least(count, kHalf), split_.values);
+    SplitX(0, count);
+    if (count <= kHalf) return;
+    for (int i = kHalf; i < count; ++i) {
+      for (int j = 0; j < kHalf; j += 16) {
+        SplitLanes(split_.solve_weights, (i - kHalf) * kHalf + j, _mm512_loadu_ps(s_.weights + i * kChunkStride + j));
+      }
+    }
+    AmxBf16::Multiply({.a = split_.solve_weights.high, .a_stride = kHalf, .b = split_.x_panels.high, .b_panel = 8 * kChunk,
+                       .c = s_.x + kHalf * s_.value_stride, .c_stride = s_.value_stride,
+                       .m = RoundUp(count - kHalf, 16), .n = split_.values, .k = kHalf},
+                      {.a = split_.solve_weights.low, .b = split_.x_panels.low, .accumulate = true}, [&] { side.Step(); });
+    SolveUnitLower<Simd>(s_, kHalf, count, split_.values);
+    SplitX(kHalf, count);
+  }
+
+  template <typename Side>
+  void AddValues(const DeltaNetTask&, int count, Side& side) const {
     const int rows = RoundUp(count, 16), depth = RoundUp(count, 32);
     for (int i = count; i < rows; ++i) {
-      for (int j = 0; j < depth; j += 16) StoreWeights(task, s, i, j, _mm512_setzero_ps());
+      for (int j = 0; j < depth; j += 16) StoreWeights(i, j, _mm512_setzero_ps());
     }
-    SplitPanels(split.x_panels, 8 * kChunk, {count, depth, split.values},
-                [&](int row, int column) { return _mm512_loadu_ps(s.x + row * s.value_stride + column); });
-    AmxBf16::Multiply({.a = split.weights.high, .a_stride = kChunk, .b = split.x_panels.high, .b_panel = 8 * kChunk,
-                       .c = s.out, .c_stride = s.value_stride, .m = rows, .n = split.values, .k = depth,
+    AmxBf16::Multiply({.a = split_.weights.high, .a_stride = kChunk, .b = split_.x_panels.high, .b_panel = 8 * kChunk,
+                       .c = s_.out, .c_stride = s_.value_stride, .m = rows, .n = split_.values, .k = depth,
                        .a_is_lower = true},
-                      {.a = split.weights.low, .b = split.x_panels.low, .accumulate = true}, [&] { side.Step(); });
+                      {.a = split_.weights.low, .b = split_.x_panels.low, .accumulate = true}, [&] { side.Step(); });
   }
 
   template <typename Side>
-  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, const float* factors, float* state, int count,
-                          Side& side) {
-    const Scratch split = Behind(task, s);
+  void UpdateState(const DeltaNetTask&, int head, const float* factors, float decay, int count, Side& side) const {
     const int depth = RoundUp(count, 32);
-    SplitPanels(split.x_panels, 8 * kChunk, {count, depth, split.values}, [&](int row, int column) {
-      return _mm512_mul_ps(_mm512_set1_ps(factors[row]), _mm512_loadu_ps(s.x + row * s.value_stride + column));
+    SplitPanels(split_.x_panels, 8 * kChunk, {0, count, depth, split_.values}, [&](int row, int column) {
+      return _mm512_mul_ps(_mm512_set1_ps(factors[row]), _mm512_loadu_ps(s_.x + row * s_.value_stride + column));
     });
-    AmxBf16::Multiply({.a = split.k_transposed.high, .a_stride = kChunk, .b = split.x_panels.high,
-                       .b_panel = 8 * kChunk, .c = state, .c_stride = s.value_stride, .m = split.padded_keys,
-                       .n = split.values, .k = depth},
-                      {.a = split.k_transposed.low, .b = split.x_panels.low, .accumulate = true}, [&] { side.Step(); });
+    AdvancedState state(s_.state(head), s_.value_stride, StatePanels(head), split_, decay);
+    AmxBf16::MultiplyBlocks({.a = split_.k_transposed.high, .a_stride = kChunk, .b = split_.x_panels.high,
+                             .b_panel = 8 * kChunk, .c_stride = kHalf, .m = split_.padded_keys, .n = split_.values,
+                             .k = depth},
+                            {.a = split_.k_transposed.low, .b = split_.x_panels.low}, split_.blocks,
+                            [&] {
+                              side.Step();
+                              state.Step();
+                            },
+                            [&](const float* block, int row, int column) { state.Add(block, row, column); });
+    state.Finish();
   }
 
  private:
+  Split<uint32_t> StatePanels(int head) const {
+    const int64_t at = int64_t{head} * split_.keys * split_.values / 2;
+    return {split_.state_panels.high + at, split_.state_panels.low + at};
+  }
+  // Rows [first, first + kHalf) of x as panels, zero from `count` on.
+  void SplitX(int first, int count) const {
+    SplitPanels(split_.x_panels, 8 * kChunk, {first, Least(count, first + kHalf), first + kHalf, split_.values},
+                [&](int row, int column) { return _mm512_loadu_ps(s_.x + row * s_.value_stride + column); });
+  }
+
+  // S <- decay S + a product, 32 x 32 elements of it at a time, in f32 and as panels: beside the tiles of the next ones.
+  class AdvancedState {
+   public:
+    AdvancedState(float* state, int64_t stride, const Split<uint32_t>& panels, const Scratch& sizes, float decay)
+        : state_(state), stride_(stride), panels_(panels), panel_(8 * sizes.keys), num_rows_(sizes.padded_keys),
+          num_columns_(sizes.values), decay_(_mm512_set1_ps(decay)) {}
+    void Add(const float* block, int row, int column) {
+      Finish();
+      block_ = block;
+      row_ = row;
+      end_ = Least(row + kHalf, num_rows_);
+      column_ = column;
+    }
+    void Step() {
+      const int end = Least(row_ + kHalf / 2, end_);
+      Rows(end);
+    }
+    void Finish() { Rows(end_); }
+
+   private:
+    void Rows(int end) {
+      const bool wide = column_ + 16 < num_columns_;
+      for (; row_ < end; row_ += 2, block_ += 2 * kHalf) {
+        Pair(block_, column_);
+        if (wide) Pair(block_ + 16, column_ + 16);
+      }
+    }
+    void Pair(const float* block, int column) {
+      float* state = state_ + row_ * stride_ + column;
+      const __m512 even = _mm512_fmadd_ps(decay_, _mm512_loadu_ps(state), _mm512_loadu_ps(block));
+      const __m512 odd = _mm512_fmadd_ps(decay_, _mm512_loadu_ps(state + stride_), _mm512_loadu_ps(block + kHalf));
+      _mm512_storeu_ps(state, even);
+      _mm512_storeu_ps(state + stride_, odd);
+      SplitPair(panels_, column / 16 * panel_ + 8 * row_, even, odd);
+    }
+    float* state_;
+    const int64_t stride_;
+    const Split<uint32_t> panels_;
+    const int64_t panel_;
+    const int num_rows_, num_columns_;
+    const __m512 decay_;
+    const float* block_ = nullptr;
+    int row_ = 0, end_ = 0, column_ = 0;
+  };
+
   static void SplitLanes(const Split<uint16_t>& split, int64_t to, __m512 lanes) {
     const __m256i high = (__m256i)_mm512_cvtneps_pbh(lanes);
     const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(lanes, Widen(high)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.high + to), high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(split.low + to), low);
   }
-  // Panels (Bf16Gemm::b) of a matrix: lanes(row, column) of `valid` rows, zeros up to `padded` rows.
+  // Rows 2l and 2l + 1 of 16 columns of a panel, to dword 16 l.
+  static void SplitPair(const Split<uint32_t>& split, int64_t to, __m512 even, __m512 odd) {
+    const __m256i even_high = (__m256i)_mm512_cvtneps_pbh(even), odd_high = (__m256i)_mm512_cvtneps_pbh(odd);
+    _mm512_storeu_si512(split.high + to, Pairs(even_high, odd_high));
+    _mm512_storeu_si512(split.low + to, Pairs((__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(even, Widen(even_high))),
+                                              (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(odd, Widen(odd_high)))));
+  }
+  // Panels (Bf16Gemm::b) of a matrix from row `first` on, which is even: lanes(row, column) of rows below `valid`, zeros up
+  // to `padded` rows.
   struct PanelSize {
-    int valid, padded, columns;
+    int first, valid, padded, columns;
   };
   template <typename Lanes>
   static void SplitPanels(const Split<uint32_t>& split, int64_t panel, const PanelSize& size, const Lanes& lanes) {
-    for (int l = 0; l < size.padded; l += 2) {
+    for (int l = size.first; l < size.padded; l += 2) {
       for (int c = 0; c < size.columns; c += 16) {
         const __m512 even = l < size.valid ? lanes(l, c) : _mm512_setzero_ps();
         const __m512 odd = l + 1 < size.valid ? lanes(l + 1, c) : _mm512_setzero_ps();
-        const __m256i even_high = (__m256i)_mm512_cvtneps_pbh(even), odd_high = (__m256i)_mm512_cvtneps_pbh(odd);
-        const int64_t at = c / 16 * panel + 8 * l;
-        _mm512_storeu_si512(split.high + at, Pairs(even_high, odd_high));
-        _mm512_storeu_si512(split.low + at, Pairs((__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(even, Widen(even_high))),
-                                                  (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(odd, Widen(odd_high)))));
+        SplitPair(split, c / 16 * panel + 8 * l, even, odd);
       }
     }
   }
@@ -204,6 +295,10 @@ struct AmxChunkProducts {
   static __m512i Pairs(__m256i even, __m256i odd) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
   }
+
+  const DeltaNetScratch& s_;
+  const Scratch split_;
+  const int num_heads_, key_dim_;
 };
 
 }  // namespace

@@ -19,17 +19,36 @@ struct NoSideWork {
   void Step() {}
 };
 
-// Asks for rows ahead of their use: they are a page or more apart, which the processor does not foresee.
-inline void PrefetchRows(const float* x, int64_t stride, int rows, int columns) {
-  for (int i = 0; i < rows; ++i) {
-    for (int c = 0; c < columns; c += 16) __builtin_prefetch(x + i * stride + c, 0, 2);
+// Side work that also asks for rows ahead of their use: they are a page or more apart, which the processor does not foresee.
+template <typename Side>
+class RowsAhead {
+ public:
+  RowsAhead(Side& side, const float* x, int64_t stride, int rows, int columns)
+      : side_(side), x_(x), stride_(stride), rows_(rows), columns_(columns) {}
+  void Step() {
+    side_.Step();
+    if (row_ < rows_) Row();
   }
-}
+  void Finish() {
+    while (row_ < rows_) Row();
+  }
+
+ private:
+  void Row() {
+    for (int c = 0; c < columns_; c += 16) __builtin_prefetch(x_ + row_ * stride_ + c, 0, 2);
+    ++row_;
+  }
+  Side& side_;
+  const float* x_;
+  const int64_t stride_;
+  const int rows_, columns_;
+  int row_ = 0;
+};
 
 // Below the diagonal s.weights[i][j] = -beta_i kk[i][j] e^(G_i - G_j); there and on it the products' own weights are
 // qk[i][j] e^(G_i - G_j), and zero in the rest of the 16 columns and in 16 more, where blocks of rows reach.
 template <typename Simd, typename Products>
-void DecayedWeights(const DeltaNetTask& task, const DeltaNetScratch& s, int count) {
+void DecayedWeights(const DeltaNetScratch& s, const Products& products, int count) {
   for (int i = 0; i < count; ++i) {
     const auto high = Simd::Set(s.decay[i]), low = Simd::Set(s.decay_low[i]), factor = Simd::Set(-s.beta[i]);
     for (int j = 0; j <= i; j += 16) {
@@ -45,9 +64,9 @@ void DecayedWeights(const DeltaNetTask& task, const DeltaNetScratch& s, int coun
         value_weight = Simd::FirstN(value_weight, Least(16, i - j + 1), 0.0f);
       }
       Simd::Store(s.weights + at, weight);
-      Products::StoreWeights(task, s, i, j, value_weight);
+      products.StoreWeights(i, j, value_weight);
     }
-    if (i < kChunk - 16) Products::StoreWeights(task, s, i, i / 16 * 16 + 16, Simd::Zero());
+    if (i < kChunk - 16) products.StoreWeights(i, i / 16 * 16 + 16, Simd::Zero());
   }
 }
 
@@ -78,16 +97,17 @@ void SolveBlock(const float* w, float* x, int64_t stride, int rows) {
   for (int i = 0; i < rows; ++i) Simd::Store(x + i * stride, lanes[i]);
 }
 
-// x <- (I - W)^-1 x, W = s.weights strictly lower triangular: blocks of 16 rows, rows in order inside a block.
+// Rows [first, count) of x <- (I - W)^-1 x, W = s.weights strictly lower triangular, columns before `first` aside: blocks of
+// 16 rows, rows in order inside a block.
 template <typename Simd>
-void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
-  for (int block = 0; block < count; block += 16) {
+void SolveUnitLower(const DeltaNetScratch& s, int first, int count, int num_columns) {
+  for (int block = first; block < count; block += 16) {
     const int rows = Least(16, count - block);
     const float* w = s.weights + block * kChunkStride;
-    if (block > 0) {
-      Multiply<Simd>({.a = w, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride,
-                      .c = s.x + block * s.value_stride, .c_stride = s.value_stride, .m = rows, .n = num_columns,
-                      .k = block, .c_scale = 1});
+    if (block > first) {
+      Multiply<Simd>({.a = w + first, .a_stride = kChunkStride, .b = s.x + first * s.value_stride,
+                      .b_stride = s.value_stride, .c = s.x + block * s.value_stride, .c_stride = s.value_stride,
+                      .m = rows, .n = num_columns, .k = block - first, .c_scale = 1});
     }
     for (int column = 0; column < num_columns; column += 16) {
       SolveBlock<Simd>(w + block, s.x + block * s.value_stride + column, s.value_stride, rows);
@@ -95,84 +115,89 @@ void SolveUnitLower(const DeltaNetScratch& s, int count, int num_columns) {
   }
 }
 
-// The products of a chunk of `count` rows in f32.
+// The products of a task's chunks, each of `count` rows, in f32.
 template <typename Simd>
-struct F32ChunkProducts {
+class F32ChunkProducts {
+ public:
   static constexpr bool kTakesSteps = false;  // of side work
   static int64_t ScratchFloats(int key_dim, int value_dim, int num_heads) {
     return DeltaNetScratchFloats(key_dim, value_dim, num_heads);
   }
-  static void Begin() {}
-  static void End() {}
-  static void StoreWeights(const DeltaNetTask&, const DeltaNetScratch& s, int row, int column, typename Simd::F lanes) {
-    Simd::Store(s.value_weights + row * kChunkStride + column, lanes);
+  F32ChunkProducts(const DeltaNetTask&, const DeltaNetScratch& s) : s_(s) {}
+
+  // Once the states of the task are in scratch.
+  void BeginStates(bool) const {}
+  void StoreWeights(int row, int column, typename Simd::F lanes) const {
+    Simd::Store(s_.value_weights + row * kChunkStride + column, lanes);
   }
 
   // What the value heads of the chunk share: q, k, k transposed (zero up to the padding); kk = K K^T, qk = Q K^T, on and
   // below the diagonal.
   template <typename Side>
-  static void Prepare(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side&) {
+  void Prepare(const DeltaNetTask& task, int count, Side&) const {
     const int dim = task.key_dim;
     const float scale = 1.0f / sqrtf(static_cast<float>(dim));
     for (int i = 0; i < count; ++i) {
-      L2Normalize<Simd>(s.q + i * s.key_stride, task.q + i * task.conv_stride, dim, scale);
-      L2Normalize<Simd>(s.k + i * s.key_stride, task.k + i * task.conv_stride, dim, 1.0f);
+      L2Normalize<Simd>(s_.q + i * s_.key_stride, task.q + i * task.conv_stride, dim, scale);
+      L2Normalize<Simd>(s_.k + i * s_.key_stride, task.k + i * task.conv_stride, dim, 1.0f);
     }
     for (int i = 0; i < count; i += 16) {
       for (int p = 0; p < RoundUp(dim, 16); p += 16) {
         typename Simd::F lanes[16];
 #pragma GCC unroll 16
         for (int j = 0; j < 16; ++j) {
-          lanes[j] = i + j < count ? Simd::Load(s.k + (i + j) * s.key_stride + p) : Simd::Zero();
+          lanes[j] = i + j < count ? Simd::Load(s_.k + (i + j) * s_.key_stride + p) : Simd::Zero();
         }
         Simd::Transpose(lanes);
 #pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) Simd::Store(s.k_transposed + (p + j) * kChunkStride + i, lanes[j]);
+        for (int j = 0; j < 16; ++j) Simd::Store(s_.k_transposed + (p + j) * kChunkStride + i, lanes[j]);
       }
     }
-    SmallGemm product = {.a = s.k, .a_stride = s.key_stride, .b = s.k_transposed, .b_stride = kChunkStride,
-                         .c = s.kk, .c_stride = kChunkStride, .m = count, .n = RoundUp(count, 16),
+    SmallGemm product = {.a = s_.k, .a_stride = s_.key_stride, .b = s_.k_transposed, .b_stride = kChunkStride,
+                         .c = s_.kk, .c_stride = kChunkStride, .m = count, .n = RoundUp(count, 16),
                          .k = task.key_dim, .c_is_lower = true};
     Multiply<Simd>(product);
-    product.a = s.q;
-    product.c = s.qk;
+    product.a = s_.q;
+    product.c = s_.qk;
     Multiply<Simd>(product);
   }
-  // x = K S, out = Q S; then S *= decay.
+  // x = K S, out = Q S
   template <typename Side>
-  static void ReadState(const DeltaNetTask& task, const DeltaNetScratch& s, float* state, float decay, int count, Side&) {
-    SmallGemm read = {.a = s.k, .a_stride = s.key_stride, .b = state, .b_stride = s.value_stride, .c = s.x,
-                      .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = task.key_dim};
+  void ReadState(const DeltaNetTask& task, int head, int count, Side&) const {
+    SmallGemm read = {.a = s_.k, .a_stride = s_.key_stride, .b = s_.state(head), .b_stride = s_.value_stride, .c = s_.x,
+                      .c_stride = s_.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = task.key_dim};
     Multiply<Simd>(read);
-    read.a = s.q;
-    read.c = s.out;
+    read.a = s_.q;
+    read.c = s_.out;
     Multiply<Simd>(read);
-    const auto factor = Simd::Set(decay);
-    for (int p = 0; p < task.key_dim; ++p) {
-      float* row = state + p * s.value_stride;
-      for (int c = 0; c < task.value_dim; c += 16) Simd::Store(row + c, Simd::Mul(factor, Simd::Load(row + c)));
-    }
+  }
+  // x <- (I - W)^-1 x, of SolveUnitLower
+  template <typename Side>
+  void Solve(const DeltaNetTask& task, int count, Side&) const {
+    SolveUnitLower<Simd>(s_, 0, count, RoundUp(task.value_dim, 16));
   }
   // out += weights x, of StoreWeights
   template <typename Side>
-  static void AddValues(const DeltaNetTask& task, const DeltaNetScratch& s, int count, Side&) {
-    Multiply<Simd>({.a = s.value_weights, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = s.out,
-                    .c_stride = s.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = count,
+  void AddValues(const DeltaNetTask& task, int count, Side&) const {
+    Multiply<Simd>({.a = s_.value_weights, .a_stride = kChunkStride, .b = s_.x, .b_stride = s_.value_stride, .c = s_.out,
+                    .c_stride = s_.value_stride, .m = count, .n = RoundUp(task.value_dim, 16), .k = count,
                     .c_scale = 1, .a_is_lower = true});
   }
-  // S += K^T diag(factors) x. May change x.
+  // S <- decay S + K^T diag(factors) x. May change x.
   template <typename Side>
-  static void UpdateState(const DeltaNetTask& task, const DeltaNetScratch& s, const float* factors, float* state, int count,
-                          Side&) {
+  void UpdateState(const DeltaNetTask& task, int head, const float* factors, float decay, int count, Side&) const {
     for (int i = 0; i < count; ++i) {
       const auto factor = Simd::Set(factors[i]);
-      float* x = s.x + i * s.value_stride;
+      float* x = s_.x + i * s_.value_stride;
       for (int c = 0; c < task.value_dim; c += 16) Simd::Store(x + c, Simd::Mul(factor, Simd::Load(x + c)));
     }
-    Multiply<Simd>({.a = s.k_transposed, .a_stride = kChunkStride, .b = s.x, .b_stride = s.value_stride, .c = state,
-                    .c_stride = s.value_stride, .m = task.key_dim, .n = RoundUp(task.value_dim, 16), .k = count,
-                    .c_scale = 1});
+    Multiply<Simd>({.a = s_.k_transposed, .a_stride = kChunkStride, .b = s_.x, .b_stride = s_.value_stride,
+                    .c = s_.state(head), .c_stride = s_.value_stride, .m = task.key_dim,
+                    .n = RoundUp(task.value_dim, 16), .k = count, .c_scale = decay});
   }
+
+ private:
+  const DeltaNetScratch& s_;
 };
 
 // The gated norm of a chunk's rows in one head, two at a step.
@@ -199,11 +224,11 @@ class NormRows {
   int64_t row_ = 0;
 };
 
-// The first `count` rows of the task in one value head.
+// The first `count` rows of the task in one value head. A state of zeros is not read.
 template <typename Simd, typename T, typename Products, typename Side>
-void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int count, int head, Side& side) {
-  const int dim = task.value_dim, columns = RoundUp(dim, 16);
-  float* state = s.states + head * s.state_size();
+void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, const Products& products, int count, int head,
+                 bool state_is_zero, Side& side) {
+  const int dim = task.value_dim;
   alignas(64) float log_decay[kChunk];
   GatesOfHead<Simd>(task, 0, count, head, log_decay, s.beta);
   double decay = 0;
@@ -212,24 +237,27 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int count, 
     s.decay[i] = static_cast<float>(decay);
     s.decay_low[i] = static_cast<float>(decay - s.decay[i]);
   }
-  PrefetchRows(task.z + head * dim, task.gates_stride, count, dim);
-  const float last_decay = Simd::MaxOf(Simd::Exp(Simd::Set(s.decay[count - 1])));
-  Products::ReadState(task, s, state, last_decay, count, side);
+  RowsAhead<Side> gates(side, task.z + head * dim, task.gates_stride, count, dim);
+  if (!state_is_zero) products.ReadState(task, head, count, gates);
   alignas(64) float decays[kChunk] = {};  // e^G
   for (int i = 0; i < count; i += 16) Simd::Store(decays + i, Simd::Exp(Simd::Load(s.decay + i)));
   for (int i = 0; i < count; ++i) {
     const float* v = task.v + i * task.conv_stride + head * dim;
     const auto beta = Simd::Set(s.beta[i]), decayed = Simd::Set(decays[i]);
+    const auto read = [&](const float* at) __attribute__((always_inline)) {
+      return state_is_zero ? Simd::Zero() : Simd::Mul(decayed, Simd::Load(at));
+    };
     float *x = s.x + i * s.value_stride, *out = s.out + i * s.value_stride;
     for (int c = 0; c < dim; c += 16) {
-      const auto error = Simd::Sub(Simd::LoadN(v + c, Least(16, dim - c)), Simd::Mul(decayed, Simd::Load(x + c)));
+      const auto error = Simd::Sub(Simd::LoadN(v + c, Least(16, dim - c)), read(x + c));
       Simd::Store(x + c, Simd::Mul(beta, error));
-      Simd::Store(out + c, Simd::Mul(decayed, Simd::Load(out + c)));
+      Simd::Store(out + c, read(out + c));
     }
   }
-  DecayedWeights<Simd, Products>(task, s, count);
-  SolveUnitLower<Simd>(s, count, columns);
-  Products::AddValues(task, s, count, side);
+  DecayedWeights<Simd>(s, products, count);
+  gates.Finish();
+  products.Solve(task, count, side);
+  products.AddValues(task, count, side);
   alignas(64) float factors[kChunk] = {};  // e^(G_last - G)
   const auto last = Simd::Set(s.decay[count - 1]), last_low = Simd::Set(s.decay_low[count - 1]);
   for (int i = 0; i < count; i += 16) {
@@ -237,7 +265,8 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, int count, 
     Simd::Store(factors + i, Simd::Exp(rest));
   }
   NormRows<Simd, T> norm(task, s, count, head);
-  Products::UpdateState(task, s, factors, state, count, norm);
+  const float decay_of_chunk = Simd::MaxOf(Simd::Exp(last));
+  products.UpdateState(task, head, factors, decay_of_chunk, count, norm);
   norm.Finish();
 }
 
@@ -280,10 +309,11 @@ template <typename Simd, typename T, typename Products>
 class DeltaNetRun {
  public:
   explicit DeltaNetRun(const DeltaNetTask& task)
-      : scratch_(task.scratch, task.key_dim, task.value_dim, task.group), prompt_left_(task.num_prompt_rows) {
-    Products::Begin();
+      : scratch_(task.scratch, task.key_dim, task.value_dim, task.group), products_(task, scratch_),
+        prompt_left_(task.num_prompt_rows), states_are_zero_(task.fresh) {
     if (prompt_left_ > 0) {
       LoadStates<Simd>(task, scratch_);
+      products_.BeginStates(states_are_zero_);
     } else if (task.fresh) {
       const int64_t size = static_cast<int64_t>(task.group) * task.key_dim * task.value_dim;
       for (int64_t i = 0; i < size; ++i) task.state[i] = 0;
@@ -291,7 +321,6 @@ class DeltaNetRun {
   }
   DeltaNetRun(const DeltaNetRun&) = delete;
   DeltaNetRun& operator=(const DeltaNetRun&) = delete;
-  ~DeltaNetRun() { Products::End(); }
 
   // The next kChunk rows of the task, or what is left of it.
   template <typename Side>
@@ -311,14 +340,19 @@ class DeltaNetRun {
   __attribute__((noinline)) void PromptChunk(const DeltaNetTask& rows, Side& side) {
     const int prompt = static_cast<int>(rows.num_prompt_rows);
     if (prompt == 0) return;
-    Products::Prepare(rows, scratch_, prompt, side);
-    for (int head = 0; head < rows.group; ++head) ChunkOfHead<Simd, T, Products>(rows, scratch_, prompt, head, side);
+    products_.Prepare(rows, prompt, side);
+    for (int head = 0; head < rows.group; ++head) {
+      ChunkOfHead<Simd, T>(rows, scratch_, products_, prompt, head, states_are_zero_, side);
+    }
+    states_are_zero_ = false;
     prompt_left_ -= prompt;
     if (prompt_left_ == 0) StoreStates<Simd>(rows, scratch_);
   }
 
   const DeltaNetScratch scratch_;
+  const Products products_;
   int64_t prompt_left_;
+  bool states_are_zero_;  // those in scratch
 };
 
 template <typename Simd, typename T, typename Products = F32ChunkProducts<Simd>>

@@ -50,6 +50,7 @@ struct DeltaNetScratch {
   float *decay, *decay_low, *beta; // [kChunk]: G as the sum of two floats
   int64_t num_floats;
   int64_t state_size() const { return padded_key_dim * value_stride; }
+  float* state(int head) const { return states + head * state_size(); }
 };
 
 inline int64_t DeltaNetScratchFloats(int key_dim, int value_dim, int num_heads) {
