@@ -70,11 +70,11 @@ int64_t ScratchBytes(const ModelConfig& config, const ShardPlan& plan, const Lay
 int64_t ActivationBytes(const ModelConfig& config, const ShardPlan& plan, int stage,
                         const CacheLimits& limits, DType act_type) {
   const int64_t f32 = sizeof(float), act = static_cast<int64_t>(SizeOf(act_type));
-  const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp;
+  const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp, padded = RoundUp(rows, tp);
   int64_t bytes = 0, scratch = RoundUp(rows * config.hidden * f32, 64);  // rows gathered for the logits
-  bytes += rows * config.hidden * f32;                          // the residual stream
-  bytes += RoundUp(rows * SpreadStride(act_type, config.hidden) * act, 64);  // its norm
-  bytes += rows * config.hidden * f32 * (tp > 1 ? tp + 2 : 1);  // partials: own, all, a slice
+  bytes += padded * config.hidden * f32;                          // the residual stream
+  bytes += RoundUp(padded * SpreadStride(act_type, config.hidden) * act, 64);  // its norm
+  bytes += padded * config.hidden * f32 * (tp > 1 ? tp + 2 : 1);  // partials: own, all, a slice
   for (const LayerConfig& layer : config.layers) {
     scratch = std::max(scratch, ScratchBytes(config, plan, layer, rows, act_type));
   }

@@ -80,10 +80,10 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
     cost.linear_flops += 2 * elements * these_rows * (is_expert ? chosen : 1);
   }
   const StageRange layers = plan.LayersOf(stage);
-  double exchanged_rows = 0;  // of all exchanges: partial sums out and reduced slices back, twice a layer
+  double exchanged_rows = 0;  // of all exchanges, twice a layer: partial sums out, norms back
   for (int64_t layer = layers.first; layer < layers.last; ++layer) {
     const bool is_last = layer + 1 == config.num_layers(), is_attention = config.layers[layer].mixer == MixerKind::kAttention;
-    exchanged_rows += 2 * (is_last && is_attention ? sequences : rows) + 2 * (is_last ? sequences : rows);
+    exchanged_rows += (is_last && is_attention ? sequences : rows) + (is_last ? sequences : rows);
     if (!is_attention) {
       AddDeltaNet(config, plan, act, step, cost);
     } else if (!is_last) {
@@ -97,7 +97,8 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
   }
   if (tp > 1) {
     cost.num_exchanges = static_cast<int>(4 * (layers.last - layers.first));
-    cost.exchange_bytes = exchanged_rows * Real(config.hidden) * sizeof(float) * (tp - 1) / tp;
+    const double element_bytes = static_cast<double>(sizeof(float) + SizeOf(act));
+    cost.exchange_bytes = exchanged_rows * Real(config.hidden) * element_bytes * (tp - 1) / tp;
   }
   return cost;
 }

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -74,6 +75,25 @@ std::vector<std::unique_ptr<Communicator>> MakeGroup(const Case& c) {
   return members;
 }
 
+// The same by rows: the rank's own share of `total`.
+void ExpectOwnRows(PartialExchange& exchange, Ops& ops, Device& device, const std::vector<float>& own,
+                   const std::vector<float>& total, int rank, int64_t rows) {
+  device.Upload(exchange.Local(rows), own.data());
+  auto partials = exchange.ExchangeRows(rows);
+  ASSERT_TRUE(partials.ok()) << partials.status();
+  const int64_t share = exchange.RowsPerRank(rows), columns = partials->dim(2);
+  ASSERT_EQ(partials->dim(1), share);
+  Buffer buffer = device.Allocate(share * columns * sizeof(float));
+  const Tensor sum = buffer.View(DType::kF32, {share * columns});
+  ops.TreeSum({.out = sum, .partials = partials->Reshape({partials->dim(0), share * columns})});
+  std::vector<float> got(share * columns);
+  device.Download(got.data(), sum);
+  const int64_t first = std::min(rank * share, rows), last = std::min(first + share, rows);
+  got.resize((last - first) * columns);
+  EXPECT_TRUE(SameBits(got, std::vector<float>(total.begin() + first * columns, total.begin() + last * columns)))
+      << "rows of rank " << rank;
+}
+
 class PartialExchangeTest : public testing::TestWithParam<Case> {
  protected:
   // Every rank writes the tree of its own leaves, exchanges, and adds what it gets in the tree: all ranks' results.
@@ -87,12 +107,12 @@ class PartialExchangeTest : public testing::TestWithParam<Case> {
       threads.emplace_back([&, r] {
         Backend backend = MakeReferenceBackend();
         Device& device = *backend.device;
-        PartialExchange exchange(device, *backend.ops, *members[r], rows * columns + 3, gather_bytes);
+        PartialExchange exchange(device, *backend.ops, *members[r], rows + 3, columns, gather_bytes);
         Buffer total = device.Allocate(rows * columns * sizeof(float));
         const std::vector<float> own = Tree(leaves, r * kLeaves / size, kLeaves / size);
         for (int repeat = 0; repeat < 3; ++repeat) {
-          device.Upload(exchange.Local(rows, columns), own.data());
-          auto partials = exchange.Exchange(rows, columns);
+          device.Upload(exchange.Local(rows), own.data());
+          auto partials = exchange.Exchange(rows);
           ASSERT_TRUE(partials.ok()) << partials.status();
           ASSERT_EQ(partials->shape(), (Shape{partials->dim(0), rows, columns}));
           if (r == 0) *num_slices = partials->dim(0);
@@ -101,6 +121,7 @@ class PartialExchangeTest : public testing::TestWithParam<Case> {
           sums[r].resize(rows * columns);
           device.Download(sums[r].data(), out);
           ASSERT_TRUE(SameBits(sums[r], Tree(leaves, 0, kLeaves))) << "rank " << r << ", repeat " << repeat;
+          if (exchange.IsByRows(rows)) ExpectOwnRows(exchange, *backend.ops, device, own, Tree(leaves, 0, kLeaves), r, rows);
         }
       });
     }
@@ -147,9 +168,9 @@ TEST(PartialExchangeControl, AddingInRankOrderGivesOtherBits) {
 TEST(PartialExchangeAlone, HandsBackItsOwnMemory) {
   Backend backend = MakeReferenceBackend();
   auto group = MakeLocalGroup(1, absl::Seconds(1));
-  PartialExchange exchange(*backend.device, *backend.ops, *group[0], 12);
-  const Tensor local = exchange.Local(3, 4);
-  const ConstTensor partials = *exchange.Exchange(3, 4);
+  PartialExchange exchange(*backend.device, *backend.ops, *group[0], 3, 4);
+  const Tensor local = exchange.Local(3);
+  const ConstTensor partials = *exchange.Exchange(3);
   EXPECT_EQ(partials.raw(), local.raw());
   EXPECT_EQ(partials.shape(), (Shape{1, 3, 4}));
 }
@@ -160,9 +181,9 @@ TEST(PartialExchangeFailure, ReturnsTheGroupsStatus) {
   const absl::Status reason = absl::CancelledError("over");
   group[1]->Abort(reason);
   for (int64_t gather_bytes : {0, 1 << 20}) {
-    PartialExchange exchange(*backend.device, *backend.ops, *group[0], 12, gather_bytes);
-    exchange.Local(3, 4);
-    EXPECT_EQ(exchange.Exchange(3, 4).status(), reason);
+    PartialExchange exchange(*backend.device, *backend.ops, *group[0], 3, 4, gather_bytes);
+    exchange.Local(3);
+    EXPECT_EQ(exchange.Exchange(3).status(), reason);
   }
 }
 

@@ -60,9 +60,9 @@ void JoinTextParts(Json& message) {
 
 }  // namespace
 
-absl::StatusOr<ChatTemplate> ChatTemplate::Parse(const std::string& source) {
+absl::StatusOr<ChatTemplate> ChatTemplate::Parse(const std::string& source, const RenderLimits& limits) {
   PL_ASSIGN_OR_RETURN(std::shared_ptr<const jinja::Template> parsed, jinja::ParseTemplate(source));
-  return ChatTemplate(std::move(parsed));
+  return ChatTemplate(std::move(parsed), limits);
 }
 
 absl::StatusOr<std::string> ChatTemplate::Render(const Json& variables) const {
@@ -77,7 +77,7 @@ absl::StatusOr<std::string> ChatTemplate::Render(const Json& variables, std::tim
     return absl::InvalidArgumentError(
         absl::StrCat("chat template: arguments nest deeper than ", kMaxJsonDepth, " levels"));
   }
-  return jinja::Render(*parsed_, *values, now);
+  return jinja::Render(*parsed_, *values, now, limits_);
 }
 
 bool ChatTemplate::takes_content_parts() const { return parsed_->loops_over_content; }

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "coordinator/text/jinja/render_limits.h"
 #include "nlohmann/json_fwd.hpp"
 
 namespace plumbline {
@@ -21,7 +22,7 @@ struct Template;
 
 class ChatTemplate {
  public:
-  static absl::StatusOr<ChatTemplate> Parse(const std::string& source);
+  static absl::StatusOr<ChatTemplate> Parse(const std::string& source, const RenderLimits& limits = {});
 
   // `variables` is an object. `now` is what strftime_now() sees, in local time.
   absl::StatusOr<std::string> Render(const nlohmann::ordered_json& variables) const;
@@ -34,9 +35,10 @@ class ChatTemplate {
   const std::string& source() const;
 
  private:
-  explicit ChatTemplate(std::shared_ptr<const jinja::Template> parsed)
-      : parsed_(std::move(parsed)) {}
+  ChatTemplate(std::shared_ptr<const jinja::Template> parsed, const RenderLimits& limits)
+      : parsed_(std::move(parsed)), limits_(limits) {}
   std::shared_ptr<const jinja::Template> parsed_;
+  RenderLimits limits_;
 };
 
 // Arguments of one rendering, as an OpenAI chat request has them. Nothing is owned.

@@ -3,7 +3,6 @@
 
 #include "kernels/device.h"
 #include "kernels/ops.h"
-#include "parallel/reduce.h"
 
 namespace plumbline {
 
@@ -33,15 +32,12 @@ class Scratch {
 struct Context {
   Device* device = nullptr;
   Ops* ops = nullptr;
-  PartialExchange* exchange = nullptr;  // over the tensor-parallel group
-  DType act = DType::kBf16;             // activation dtype of the run
+  DType act = DType::kBf16;  // activation dtype of the run
 };
 
-// Of one step; a layer reads normed, and leaves its contribution to h in partials for the next norm to add.
+// What a mixer or an MLP begins with.
 struct Activations {
-  Tensor h;              // [T, D] f32: the residual stream
-  Tensor normed;         // [T, D] act, spread
-  ConstTensor partials;  // [L, T, D] f32: not yet added to h; empty at a later stage's start
+  Tensor normed;  // [T, D] act, spread
   Scratch* scratch = nullptr;
 };
 

@@ -6,35 +6,13 @@
 #include "proto/status.h"
 
 namespace plumbline {
-namespace {
-
-// Drops the rows of h that are not wanted, unless they are dropped already.
-void KeepWantedRows(const Context& context, const Batch& batch, Activations& activations) {
-  const int64_t num_wanted = batch.wanted.count;
-  if (num_wanted == activations.h.dim(0)) return;
-  if (!activations.partials.empty()) {
-    context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
-    activations.partials = {};
-  }
-  const Tensor kept = activations.h.Rows(0, num_wanted);
-  if (num_wanted > 0) {
-    activations.scratch->Reset();
-    Tensor gathered = activations.scratch->Take(DType::kF32, kept.shape());
-    context.ops->Embed({.out = gathered, .tokens = batch.wanted_rows, .table = activations.h});
-    context.device->Copy(kept, gathered);
-  }
-  activations.h = kept;
-  activations.normed = activations.normed.Rows(0, num_wanted);
-}
-
-}  // namespace
-
 absl::StatusOr<DecoderLayer> DecoderLayer::Load(const ModelConfig& config, const ShardPlan& plan,
                                                 int64_t index, WeightLoader& loader) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   DecoderLayer layer;
   layer.index_ = index;
   layer.is_last_ = index + 1 == config.num_layers();
+  layer.hidden_ = config.hidden;
   layer.norm_offset_ = config.norm_offset;
   layer.eps_ = config.norm_eps;
   PL_ASSIGN_OR_RETURN(layer.input_norm_, loader.Vector({prefix + "input_layernorm.weight"}));
@@ -54,55 +32,47 @@ absl::StatusOr<DecoderLayer> DecoderLayer::Load(const ModelConfig& config, const
   return layer;
 }
 
-void DecoderLayer::AddAndNorm(const Context& context, const Buffer& weight,
-                              Activations& activations) const {
-  context.ops->ReduceAddRmsNorm({.out = activations.normed,
-                                 .h = activations.h,
-                                 .partials = activations.partials,
-                                 .weight = weight.View(DType::kF32, {activations.h.dim(1)}),
-                                 .weight_offset = norm_offset_,
-                                 .eps = eps_});
-  activations.partials = {};
+ResidualStream::Norm DecoderLayer::NormOf(const Buffer& weight) const {
+  return {.weight = weight.View(DType::kF32, {hidden_}), .weight_offset = norm_offset_, .eps = eps_};
 }
 
 absl::Status DecoderLayer::Forward(const Context& context, const Batch& batch, const SequenceCache& cache,
-                                   Activations& activations) const {
-  const int64_t hidden = activations.h.dim(1);
+                                   ResidualStream& residual, Scratch& scratch) const {
   const auto* attention = std::get_if<Attention>(&mixer_);
-  activations.scratch->Reset();
-  AddAndNorm(context, input_norm_, activations);
+  const auto begin = [&] {
+    scratch.Reset();
+    return Activations{.normed = residual.normed(), .scratch = &scratch};
+  };
+  PL_RETURN_IF_ERROR(residual.AddAndNorm(NormOf(input_norm_)));
+  Activations activations = begin();
   if (is_last_ && attention != nullptr) {
     attention->StoreKeysAndValues(context, batch, cache.KvOf(index_), cache.num_blocks(), activations);
     if (batch.wanted.count < batch.all.count) {
-      KeepWantedRows(context, batch, activations);
+      PL_RETURN_IF_ERROR(residual.Keep(batch.wanted_rows, batch.wanted.count, scratch));
       if (batch.wanted.count == 0) return absl::OkStatus();
-      AddAndNorm(context, input_norm_, activations);  // nothing is added twice: no partials are left
+      PL_RETURN_IF_ERROR(residual.AddAndNorm(NormOf(input_norm_)));  // nothing is added twice
     }
-    activations.scratch->Reset();
+    activations = begin();
   }
-  int64_t rows = activations.h.dim(0);
-  Tensor mixed = context.exchange->Local(rows, hidden);
   if (attention != nullptr) {
-    attention->Forward(context, batch, cache.KvOf(index_), cache.num_blocks(), activations, mixed);
+    attention->Forward(context, batch, cache.KvOf(index_), cache.num_blocks(), activations, residual.Contribution());
   } else {
-    std::get<DeltaNet>(mixer_).Forward(context, batch, cache.StateOf(index_), cache.num_slots(),
-                                       activations, mixed);
+    std::get<DeltaNet>(mixer_).Forward(context, batch, cache.StateOf(index_), cache.num_slots(), activations,
+                                       residual.Contribution());
   }
-  PL_ASSIGN_OR_RETURN(activations.partials, context.exchange->Exchange(rows, hidden));
+  PL_RETURN_IF_ERROR(residual.Exchange());
 
-  if (is_last_) KeepWantedRows(context, batch, activations);
-  rows = activations.h.dim(0);
-  if (rows == 0) return absl::OkStatus();
-  activations.scratch->Reset();
-  AddAndNorm(context, post_mixer_norm_, activations);
-  mlp_->Forward(context, activations, context.exchange->Local(rows, hidden));
-  PL_ASSIGN_OR_RETURN(activations.partials, context.exchange->Exchange(rows, hidden));
-  return absl::OkStatus();
+  if (is_last_) PL_RETURN_IF_ERROR(residual.Keep(batch.wanted_rows, batch.wanted.count, scratch));
+  if (residual.rows() == 0) return absl::OkStatus();
+  PL_RETURN_IF_ERROR(residual.AddAndNorm(NormOf(post_mixer_norm_)));
+  activations = begin();
+  mlp_->Forward(context, activations, residual.Contribution());
+  return residual.Exchange();
 }
 
 int64_t DecoderLayer::ScratchBytes(const ModelConfig& config, const ShardPlan& plan, int64_t rows,
                                    DType act) {
-  int64_t bytes = Scratch::BytesOf(DType::kF32, rows * config.hidden);  // KeepWantedRows
+  int64_t bytes = Scratch::BytesOf(DType::kF32, rows * config.hidden);  // ResidualStream::Keep
   for (const LayerConfig& layer : config.layers) {
     bytes = std::max(bytes, layer.mixer == MixerKind::kAttention
                                 ? Attention::ScratchBytes(config, plan, rows, act)

@@ -101,10 +101,9 @@ absl::Status Stage::LayOut() {
   const int64_t half = static_cast<int64_t>(config.rope.inv_freq.size());
   inv_freq_ = device.Allocate(std::max<int64_t>(half * 4, 4));
   if (half > 0) device.Upload(inv_freq_.View(DType::kF32, {half}), config.rope.inv_freq.data());
-  h_ = device.Allocate(rows * config.hidden * 4);
-  normed_ = device.Allocate(Scratch::SpreadBytesOf(act, rows, config.hidden));
+  PL_ASSIGN_OR_RETURN(residual_, ResidualStream::Make(device, rows, config.hidden, act, options_.mesh.tp));
   Buffer scratch = device.Allocate(DecoderLayer::ScratchBytes(config, plan_, rows, act));
-  if (h_.data() == nullptr || normed_.data() == nullptr || scratch.data() == nullptr) {
+  if (scratch.data() == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for the activations of ", rows, " tokens"));
   }
   scratch_ = Scratch(std::move(scratch));
@@ -113,21 +112,18 @@ absl::Status Stage::LayOut() {
 
 void Stage::Connect(StageLinks links) {
   links_ = links;
-  exchange_ = std::make_unique<PartialExchange>(*backend_.device, *backend_.ops, *links.tp,
-                                                options_.limits.max_step_tokens * options_.config.hidden);
+  residual_.Connect(*backend_.device, *backend_.ops, *links.tp);
 }
 
 // Embeds on the first stage; takes over the residual stream from the stage before on the others.
-absl::Status Stage::Begin(const Batch& batch, Activations& activations) {
-  const int64_t hidden = options_.config.hidden;
-  if (stage_index_ > 0) return links_.pp->Recv(activations.h, stage_index_ - 1);
-  backend_.device->Zero(activations.h);
-  backend_.ops->Embed({.out = exchange_->Local(batch.all.count, hidden),
+absl::Status Stage::Begin(const Batch& batch) {
+  residual_.Begin(batch.all.count);
+  if (stage_index_ > 0) return links_.pp->Recv(residual_.own(), stage_index_ - 1);
+  backend_.ops->Embed({.out = residual_.Contribution(),
                        .tokens = batch.tokens,
                        .table = embedding_.rows,
                        .vocab_begin = embedding_.first_row});
-  PL_ASSIGN_OR_RETURN(activations.partials, exchange_->Exchange(batch.all.count, hidden));
-  return absl::OkStatus();
+  return residual_.Exchange();
 }
 
 void Stage::FillRopeTable(const BatchRows& rows) {
@@ -144,42 +140,34 @@ absl::StatusOr<StepResult> Stage::Forward(const StepPlan& plan) {
   PL_RETURN_IF_ERROR(CheckPlan(plan, limits_));
   const Context context = {.device = backend_.device.get(),
                            .ops = backend_.ops.get(),
-                           .exchange = exchange_.get(),
                            .act = options_.compute_dtype};
   const Batch batch = batches_->Build(plan);
   FillRopeTable(batch.all);
   if (head_ != nullptr && batch.wanted.count < batch.all.count) FillRopeTable(batch.wanted);
-  const Shape residual = {batch.all.count, options_.config.hidden};
-  Activations activations = {.h = h_.View(DType::kF32, residual),
-                             .normed = {normed_.data(), context.act, residual, SpreadStride(context.act, residual[1])},
-                             .scratch = &scratch_};
   for (const SequencePlan& sequence : plan.sequences) {
     if (sequence.load_slot >= 0) cache_.CopyState(*context.device, sequence.load_slot, sequence.state_slot);
   }
-  PL_RETURN_IF_ERROR(Begin(batch, activations));
+  PL_RETURN_IF_ERROR(Begin(batch));
   for (const DecoderLayer& layer : layers_) {
-    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_, activations));
+    PL_RETURN_IF_ERROR(layer.Forward(context, batch, cache_, residual_, scratch_));
   }
   for (const SequencePlan& sequence : plan.sequences) {
     if (sequence.save_slot >= 0) cache_.CopyState(*context.device, sequence.state_slot, sequence.save_slot);
   }
-  if (!activations.partials.empty()) {
-    context.ops->ReduceAdd({.h = activations.h, .partials = activations.partials});
-  }
+  residual_.Add();
   StepResult result = {.epoch = plan.epoch, .step = plan.step};
   if (head_ == nullptr) {
-    PL_RETURN_IF_ERROR(links_.pp->Send(activations.h, stage_index_ + 1));
+    PL_RETURN_IF_ERROR(links_.pp->Send(residual_.own(), stage_index_ + 1));
     return result;
   }
-  PL_ASSIGN_OR_RETURN(result.sequences, head_->Forward(context, *links_.tp, plan, activations.h));
+  PL_ASSIGN_OR_RETURN(result.sequences, head_->Forward(context, *links_.tp, plan, residual_.own()));
   return result;
 }
 
 int64_t StageActivationBytes(const ModelConfig& config, const ShardPlan& plan, int stage,
                              const CacheLimits& limits, DType act) {
-  const int64_t rows = limits.max_step_tokens, tp = plan.mesh().tp;
-  int64_t bytes = rows * config.hidden * 4 + Scratch::SpreadBytesOf(act, rows, config.hidden);  // h, normed
-  bytes += rows * config.hidden * 4 * (tp > 1 ? tp + 2 : 1);                       // PartialExchange
+  const int64_t rows = limits.max_step_tokens;
+  int64_t bytes = ResidualStream::Bytes(rows, config.hidden, act, plan.mesh().tp);
   bytes += DecoderLayer::ScratchBytes(config, plan, rows, act);
   if (stage == plan.mesh().pp - 1) bytes += Head::BufferBytes(config, plan, act);
   return bytes;

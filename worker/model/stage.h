@@ -56,7 +56,7 @@ class Stage {
   void OpenCache(const WeightSource& source);
   absl::Status LoadWeights(WeightSource& source);
   absl::Status LayOut();
-  absl::Status Begin(const Batch& batch, Activations& activations);
+  absl::Status Begin(const Batch& batch);
   void FillRopeTable(const BatchRows& rows);
 
   Options options_;
@@ -74,10 +74,9 @@ class Stage {
   Buffer inv_freq_;
   SequenceCache cache_;
   std::unique_ptr<BatchBuilder> batches_;
-  Buffer h_, normed_;
+  ResidualStream residual_;
   Scratch scratch_;
   StageLinks links_;
-  std::unique_ptr<PartialExchange> exchange_;
 };
 
 // Bytes of everything but weights and caches that a rank lays out for steps of limits.max_step_tokens rows.

@@ -34,7 +34,8 @@ enum class Flow { kNext, kBreak, kContinue };
 
 class Interpreter {
  public:
-  Interpreter(const Value& variables, std::time_t now) : variables_(variables), runtime_(now) {}
+  Interpreter(const Value& variables, std::time_t now, const RenderLimits& limits)
+      : variables_(variables), runtime_(now, limits) {}
 
   absl::StatusOr<std::string> Run(const Template& parsed) {
     std::string out;
@@ -447,8 +448,8 @@ class Interpreter {
 }  // namespace
 
 absl::StatusOr<std::string> Render(const Template& parsed, const Value& variables,
-                                   std::time_t now) {
-  return Interpreter(variables, now).Run(parsed);
+                                   std::time_t now, const RenderLimits& limits) {
+  return Interpreter(variables, now, limits).Run(parsed);
 }
 
 }  // namespace plumbline::jinja

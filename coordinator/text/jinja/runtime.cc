@@ -9,13 +9,7 @@
 namespace plumbline::jinja {
 namespace {
 
-// Far above what a long conversation needs (a message takes some thousand steps), and a second or
-// two of work at most.
-constexpr size_t kMaxSteps = 10'000'000;
-// A step that walks over megabytes (a comparison, a copied list) counts no more than a small one.
-constexpr std::chrono::seconds kMaxTime(10);
 constexpr size_t kCallsPerLook = 16;  // a look at the clock costs as much as a small step
-constexpr size_t kMaxBytes = size_t{1} << 30;         // of all strings and containers ever made
 constexpr size_t kMaxStringBytes = size_t{64} << 20;  // of one
 constexpr int kMaxDepth = 1000;
 constexpr int kMaxContainerDepth = 250;
@@ -108,9 +102,9 @@ Value Runtime::FailExhausted(std::string_view message) {
 
 void Runtime::Step(size_t num_steps) {
   num_steps_ += num_steps;
-  if (num_steps_ > kMaxSteps) FailExhausted("rendering takes too many steps");
+  if (num_steps_ > limits_.max_steps) FailExhausted("rendering takes too many steps");
   if (++num_calls_ % kCallsPerLook != 0) return;
-  if (std::chrono::steady_clock::now() - begun_ > kMaxTime)
+  if (std::chrono::steady_clock::now() - begun_ > limits_.max_time)
     FailExhausted("rendering takes too long");
 }
 
@@ -120,7 +114,7 @@ void Runtime::StepSearch(std::string_view text, std::string_view part) {
 
 void Runtime::Charge(size_t num_bytes) {
   num_bytes_ += num_bytes;
-  if (num_bytes_ > kMaxBytes || num_bytes > kMaxStringBytes)
+  if (num_bytes_ > limits_.max_bytes || num_bytes > kMaxStringBytes)
     FailExhausted("rendering takes too much memory");
 }
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "coordinator/text/jinja/render_limits.h"
 #include "coordinator/text/jinja/value.h"
 
 namespace plumbline::jinja {
@@ -70,7 +71,7 @@ struct LoopState {
 
 class Runtime {
  public:
-  explicit Runtime(std::time_t now) : now_(now) {}
+  Runtime(std::time_t now, const RenderLimits& limits) : now_(now), limits_(limits) {}
 
   Value Fail(std::string_view message);           // at the current line; returns undefined
   Value FailExhausted(std::string_view message);  // a limit
@@ -134,6 +135,7 @@ class Runtime {
   int depth_ = 0;
   size_t num_steps_ = 0;
   size_t num_calls_ = 0;  // of Step
+  const RenderLimits limits_;
   const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   size_t num_bytes_ = 0;
   std::deque<Callable> callables_;
