@@ -11,13 +11,15 @@
 namespace plumbline {
 
 // Exchanges the ranks' subtree sums of one step. Owns its staging memory, laid out at construction.
+inline constexpr int64_t kGatherBytes = int64_t{256} << 10;  // of a rank's message: more goes by rows
+
 class PartialExchange {
  public:
   // Of steps of at most max_rows rows (T) of `columns` (D). A message of at most gather_bytes per rank is all-gathered (the
   // consumer adds the size() slices); a larger one goes by all-to-all, and its sums by all-gather where all are wanted.
   // REQUIRES: group.size() is 1, 2, 4 or 8 and the device has room for about twice as many f32.
   PartialExchange(Device& device, Ops& ops, Communicator& group, int64_t max_rows, int64_t columns,
-                  int64_t gather_bytes = int64_t{256} << 10);
+                  int64_t gather_bytes = kGatherBytes);
 
   // Where this rank writes its own partial sum before an exchange: [T, D] f32.
   Tensor Local(int64_t rows);

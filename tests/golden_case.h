@@ -78,6 +78,7 @@ struct RunShape {
   int64_t max_step_tokens = 1024;
   std::string cache_dir;  // of packed weights
   std::function<void(int rank, const std::string& line)> on_line;
+  int64_t gather_bytes = kGatherBytes;
 };
 
 inline std::unique_ptr<LocalRanks> StartModel(const std::string& dir, const ModelConfig& config,
@@ -94,7 +95,8 @@ inline std::unique_ptr<LocalRanks> StartModel(const std::string& dir, const Mode
        .open_weights = [dir, config](const ShardPlan& plan) { return OpenCheckpoint(dir, config, plan); },
        .on_progress = {},
        .cache_dir = shape.cache_dir,
-       .on_line = shape.on_line});
+       .on_line = shape.on_line,
+       .gather_bytes = shape.gather_bytes});
   PL_CHECK_MSG(ranks.ok(), ranks.status().ToString().c_str());
   return *std::move(ranks);
 }

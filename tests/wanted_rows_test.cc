@@ -75,13 +75,15 @@ Outcome RunSteps(LocalRanks& ranks, int32_t vocab, const Wanted& wanted) {
   return outcome;
 }
 
-class WantedRowsTest : public testing::TestWithParam<std::tuple<Model, Mesh>> {};
+class WantedRowsTest : public testing::TestWithParam<std::tuple<Model, Mesh, int64_t>> {};
 
 TEST_P(WantedRowsTest, BitsAreThoseOfAStepWhereAllRowsAreWanted) {
-  const auto& [model, mesh] = GetParam();
+  const auto& [model, mesh, gather_bytes] = GetParam();
   const ModelConfig config = WithLayers(*ReadModelConfig(GoldenDir(model.golden)), model.num_layers);
   ASSERT_EQ(config.layers.back().mixer, model.last);
-  auto ranks = StartModel(GoldenDir(model.golden), config, {.mesh = mesh, .compute_dtype = config.dtype, .threads_per_rank = 2});
+  auto ranks = StartModel(
+      GoldenDir(model.golden), config,
+      {.mesh = mesh, .compute_dtype = config.dtype, .threads_per_rank = 2, .gather_bytes = gather_bytes});
   const int32_t vocab = static_cast<int32_t>(config.vocab);
   const auto never = [](int, int) { return false; };
   const Outcome all = RunSteps(*ranks, vocab, {"all", [](int, int) { return true; }, {0, 1, 2, 3}});
@@ -110,19 +112,22 @@ TEST_P(WantedRowsTest, BitsAreThoseOfAStepWhereAllRowsAreWanted) {
   }
 }
 
-std::string CaseName(const testing::TestParamInfo<std::tuple<Model, Mesh>>& info) {
-  const auto& [model, mesh] = info.param;
-  return absl::StrCat(model.golden, "_", model.num_layers, "_layers_tp", mesh.tp, "_pp", mesh.pp);
+std::string CaseName(const testing::TestParamInfo<std::tuple<Model, Mesh, int64_t>>& info) {
+  const auto& [model, mesh, gather_bytes] = info.param;
+  return absl::StrCat(model.golden, "_", model.num_layers, "_layers_tp", mesh.tp, "_pp", mesh.pp,
+                      gather_bytes == 0 ? "_by_rows" : "");
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Models, WantedRowsTest,
-    testing::Combine(testing::Values(Model{"qwen2_tied", 2, MixerKind::kAttention}, Model{"qwen3", 2, MixerKind::kAttention},
+const auto kModels = testing::Values(Model{"qwen2_tied", 2, MixerKind::kAttention}, Model{"qwen3", 2, MixerKind::kAttention},
                                      Model{"qwen35_text", 4, MixerKind::kAttention},
                                      Model{"qwen35_text", 3, MixerKind::kGatedDeltaNet},
-                                     Model{"mixtral", 2, MixerKind::kAttention}),
-                     testing::Values(Mesh{1, 1}, Mesh{1, 2}, Mesh{2, 1}, Mesh{2, 2})),
-    CaseName);
+                                     Model{"mixtral", 2, MixerKind::kAttention});
+INSTANTIATE_TEST_SUITE_P(Models, WantedRowsTest,
+                         testing::Combine(kModels, testing::Values(Mesh{1, 1}, Mesh{1, 2}, Mesh{2, 1}, Mesh{2, 2}),
+                                          testing::Values(kGatherBytes)),
+                         CaseName);
+INSTANTIATE_TEST_SUITE_P(ByRows, WantedRowsTest,
+                         testing::Combine(kModels, testing::Values(Mesh{2, 1}, Mesh{2, 2}), testing::Values(0)), CaseName);
 
 }  // namespace
 }  // namespace plumbline

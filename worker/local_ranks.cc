@@ -133,7 +133,8 @@ class LocalRanksImpl final : public LocalRanks {
                                     .compute_dtype = options_.compute_dtype,
                                     .on_progress = {},
                                     .cache_dir = options_.cache_dir,
-                                    .on_line = {}};
+                                    .on_line = {},
+                                    .gather_bytes = options_.gather_bytes};
     if (options_.on_progress) {
       stage_options.on_progress = [this, r](int64_t bytes) { options_.on_progress(r, bytes); };
     }

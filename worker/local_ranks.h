@@ -12,6 +12,7 @@
 #include "parallel/mesh.h"
 #include "parallel/model_config.h"
 #include "parallel/planner.h"
+#include "parallel/reduce.h"
 #include "parallel/step_plan.h"
 #include "worker/weight_source.h"
 
@@ -32,6 +33,7 @@ class LocalRanks {
     std::function<void(int rank, int64_t bytes_done)> on_progress;  // from the ranks' threads; may be empty
     std::string cache_dir;  // of packed weights; empty: none
     std::function<void(int rank, const std::string& line)> on_line;  // about that; as on_progress
+    int64_t gather_bytes = kGatherBytes;  // of PartialExchange
   };
   // Returns when every rank holds its weights, or the first failure.
   static absl::StatusOr<std::unique_ptr<LocalRanks>> Start(Options options);

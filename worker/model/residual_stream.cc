@@ -29,11 +29,11 @@ int64_t ResidualStream::Bytes(int64_t max_rows, int64_t hidden, DType act, int t
   return padded * row + Scratch::SpreadBytesOf(act, padded, hidden) + padded * row * (tp > 1 ? tp + 2 : 1);
 }
 
-void ResidualStream::Connect(Device& device, Ops& ops, Communicator& group) {
+void ResidualStream::Connect(Device& device, Ops& ops, Communicator& group, int64_t gather_bytes) {
   device_ = &device;
   ops_ = &ops;
   group_ = &group;
-  exchange_ = std::make_unique<PartialExchange>(device, ops, group, max_rows_, hidden_);
+  exchange_ = std::make_unique<PartialExchange>(device, ops, group, max_rows_, hidden_, gather_bytes);
 }
 
 void ResidualStream::Begin(int64_t rows) {

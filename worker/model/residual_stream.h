@@ -27,7 +27,7 @@ class ResidualStream {
   // Of those, and of the exchange.
   static int64_t Bytes(int64_t max_rows, int64_t hidden, DType act, int tp);
   // The group outlives the next Connect or the last call.
-  void Connect(Device& device, Ops& ops, Communicator& group);
+  void Connect(Device& device, Ops& ops, Communicator& group, int64_t gather_bytes);
 
   // A step of so many rows: h is zero, nothing is to be added. REQUIRES: Connect.
   void Begin(int64_t rows);

@@ -112,7 +112,7 @@ absl::Status Stage::LayOut() {
 
 void Stage::Connect(StageLinks links) {
   links_ = links;
-  residual_.Connect(*backend_.device, *backend_.ops, *links.tp);
+  residual_.Connect(*backend_.device, *backend_.ops, *links.tp, options_.gather_bytes);
 }
 
 // Embeds on the first stage; takes over the residual stream from the stage before on the others.

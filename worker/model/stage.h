@@ -37,6 +37,7 @@ class Stage {
     std::function<void(int64_t bytes_done)> on_progress;  // checkpoint bytes held; may be empty
     std::string cache_dir;  // packed weights are kept there (worker/weight_cache.h); empty: nowhere
     std::function<void(const std::string& line)> on_line;  // about that, for the log; may be empty
+    int64_t gather_bytes = kGatherBytes;  // of PartialExchange
   };
   // The source must outlive the stage when it is mapped. Errors name tensor, rank and what would be right.
   static absl::StatusOr<std::unique_ptr<Stage>> Load(Options options, Backend backend, WeightSource& source);
