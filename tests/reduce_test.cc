@@ -48,7 +48,7 @@ std::vector<float> InOrder(const std::vector<std::vector<float>>& leaves) {
 }
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 enum class Transport { kLocal, kGloo, kShm };
