@@ -6,7 +6,7 @@ sudo=""
 packages=(
   g++ cmake ninja-build ccache pkg-config git ca-certificates openssl python3 python3-venv iproute2
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libgloo-dev
-  libboost-dev libssl-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev prometheus-cpp-dev
+  libboost-dev libboost-context-dev libssl-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev prometheus-cpp-dev
   libsqlite3-dev libxxhash-dev libcli11-dev libspdlog-dev libgtest-dev libgmock-dev libbenchmark-dev
 )
 missing=()

@@ -31,4 +31,9 @@ struct CpuBackendOptions {
 };
 Backend MakeCpuBackend(const CpuBackendOptions& options);
 
+// Why device number `device` of this host cannot be used, in one line; empty when it can. A build without CUDA says so.
+std::string WhyNoCuda(int device);
+// REQUIRES: WhyNoCuda(device) is empty.
+Backend MakeCudaBackend(int device);
+
 }  // namespace plumbline

@@ -10,6 +10,9 @@
 // alone, bit for bit: never of T, of other rows, of thread count, or of which rank holds which columns. Sums are f32
 // in an order fixed by the op's description and the backend's arithmetic() name.
 //
+// Roles: the leading num_generated rows of a linear were sampled by the engine, the others are prompt. A backend may sum the two in
+// different orders; a row's bits depend on its own role, never on how many rows have which.
+//
 // Tensors are dense; of those that say "spread" the rows may lie further apart (Tensor::row_stride).
 //
 // Methods enqueue on the device's stream. Shapes and dtypes are checked once, here; a violation is a bug and stops the
@@ -65,6 +68,7 @@ struct LinearArgs {
   LinearShape shape;
   ConstTensor bias;        // [n] f32, or empty
   Tensor rounded;          // [M, R] act, spread: the first R columns, rounded; or empty, R = 0
+  int64_t num_generated = 0;
   int64_t num_rounded() const { return rounded.empty() ? 0 : rounded.dim(1); }
   auto tensors() { return std::tie(out, x, weight, bias, rounded); }
 };
@@ -75,6 +79,7 @@ struct GatedLinearArgs {
   ConstTensor x;           // [M, k] act, spread
   ConstTensor weight;      // [PackedBytes(shape)] u8, shape.gated
   LinearShape shape;
+  int64_t num_generated = 0;
   auto tensors() { return std::tie(out, x, weight); }
 };
 
@@ -261,6 +266,7 @@ struct MoeMlpArgs {
   ConstTensor down;        // [E, PackedBytes(down_shape)] u8
   LinearShape gate_up_shape;  // gated, n = 2F, k = D
   LinearShape down_shape;     // n = D, k = F
+  int64_t num_generated = 0;
   auto tensors() { return std::tie(out, x, experts, weights, gate_up, down); }
 };
 

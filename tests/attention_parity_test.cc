@@ -100,7 +100,7 @@ std::vector<float> Flat(const Rows& rows) {
 }
 
 class AttentionTest : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, testing::ValuesIn(CpuArithmetics()));
+INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, testing::ValuesIn(TestedArithmetics()));
 
 TEST_P(AttentionTest, EqualsReferenceWithinRounding) {
   Backend backend = BackendOf(GetParam()), reference = MakeReferenceBackend();

@@ -119,7 +119,7 @@ class World {
 };
 
 class DeltaNetTest : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Cpu, DeltaNetTest, testing::ValuesIn(CpuArithmetics()));
+INSTANTIATE_TEST_SUITE_P(Cpu, DeltaNetTest, testing::ValuesIn(TestedArithmetics()));
 
 const std::vector<std::vector<StepPart>> kMixedSteps = {
     {{0, 0, 130, 130}, {1, 0, 64, 64}, {2, 0, 1, 0}},

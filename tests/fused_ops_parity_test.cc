@@ -5,7 +5,7 @@ namespace plumbline {
 namespace {
 
 class FusedOps : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Cpu, FusedOps, testing::ValuesIn(CpuArithmetics()));
+INSTANTIATE_TEST_SUITE_P(Cpu, FusedOps, testing::ValuesIn(TestedArithmetics()));
 
 Buffer Packed(Backend& backend, const LinearShape& shape, const ConstTensor& weight) {
   const int64_t num_bytes = backend.ops->PackedBytes(shape);

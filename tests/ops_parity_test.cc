@@ -6,7 +6,7 @@ namespace plumbline {
 namespace {
 
 class OpsTest : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Cpu, OpsTest, testing::ValuesIn(CpuArithmetics()));
+INSTANTIATE_TEST_SUITE_P(Arithmetics, OpsTest, testing::ValuesIn(TestedArithmetics()));
 
 TEST_P(OpsTest, EmbedAndTreesEqualReferenceExactly) {
   Backend backend = BackendOf(GetParam()), reference = MakeReferenceBackend();

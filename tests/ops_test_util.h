@@ -23,9 +23,19 @@ inline double UnitOf(DType dtype) {
   return dtype == DType::kBf16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-24;
 }
 
-// The CPU backend of this arithmetic; "reference-1" is the reference.
+// What the tests hold against the reference: every arithmetic of the CPU, or CUDA where they are built over it (cuda_host/).
+inline std::vector<std::string> TestedArithmetics() {
+#ifdef PLUMBLINE_TEST_CUDA
+  return {"cuda"};
+#else
+  return CpuArithmetics();
+#endif
+}
+
+// The backend of one of them; "reference-1" is the reference.
 inline Backend BackendOf(const std::string& arithmetic, int num_threads = 2) {
   if (arithmetic == "reference-1") return MakeReferenceBackend();
+  if (arithmetic == "cuda") return MakeCudaBackend(0);
   return MakeCpuBackend({.arithmetic = arithmetic, .num_threads = num_threads});
 }
 

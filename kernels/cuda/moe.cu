@@ -1,0 +1,9 @@
+// MoeRoute and MoeMlp.
+#include "kernels/cuda/cuda_ops.h"
+
+namespace plumbline {
+
+void CudaOps::DoMoeRoute(const MoeRouteArgs&) { PL_CHECK_MSG(false, "not written yet"); }
+void CudaOps::DoMoeMlp(const MoeMlpArgs&) { PL_CHECK_MSG(false, "not written yet"); }
+
+}  // namespace plumbline

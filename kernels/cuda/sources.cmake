@@ -1,0 +1,16 @@
+# Compiled by nvcc for GPUs (kernels/cuda/CMakeLists.txt) and as host C++ (tests/cuda_host/CMakeLists.txt).
+set(PLUMBLINE_CUDA_SOURCES
+  attention.cu
+  conv.cu
+  cuda_backend.cu
+  cuda_device.cu
+  delta_net.cu
+  linear.cu
+  logits.cu
+  moe.cu
+  pack.cu
+  residual.cu
+  rope.cu
+  sample.cu
+)
+list(TRANSFORM PLUMBLINE_CUDA_SOURCES PREPEND ${CMAKE_SOURCE_DIR}/kernels/cuda/)
