@@ -7,7 +7,7 @@
 
 namespace plumbline {
 
-inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{0xD2511F53u} * counter[0];
     const uint64_t product1 = uint64_t{0xCD9E8D57u} * counter[2];
@@ -20,7 +20,7 @@ inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::
 }
 
 // In [0, 1): the first two words of the block at counter (position, 0, 0, 0) under key seed, as 53 bits.
-inline double UniformDraw(int64_t seed, int32_t position) {
+constexpr double UniformDraw(int64_t seed, int32_t position) {
   const uint64_t bits = static_cast<uint64_t>(seed);
   const auto words = Philox4x32({static_cast<uint32_t>(position), 0, 0, 0},
                                 {static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)});

@@ -39,8 +39,9 @@ class CudaOps final : public Ops {
   void DoCausalConv(const CausalConvArgs& args) override;
   // delta_net.cu
   void DoGatedDeltaNet(const GatedDeltaNetArgs& args) override;
-  // moe.cu
+  // moe_route.cu
   void DoMoeRoute(const MoeRouteArgs& args) override;
+  // moe.cu
   void DoMoeMlp(const MoeMlpArgs& args) override;
   // logits.cu
   void DoConcatColumns(const ConcatColumnsArgs& args) override;

@@ -1,9 +1,8 @@
-// MoeRoute and MoeMlp.
+// MoeMlp.
 #include "kernels/cuda/cuda_ops.h"
 
 namespace plumbline {
 
-void CudaOps::DoMoeRoute(const MoeRouteArgs&) { PL_CHECK_MSG(false, "not written yet"); }
 void CudaOps::DoMoeMlp(const MoeMlpArgs&) { PL_CHECK_MSG(false, "not written yet"); }
 
 }  // namespace plumbline

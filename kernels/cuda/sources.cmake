@@ -8,9 +8,11 @@ set(PLUMBLINE_CUDA_SOURCES
   linear.cu
   logits.cu
   moe.cu
+  moe_route.cu
   pack.cu
   residual.cu
   rope.cu
   sample.cu
+  token_order.cu
 )
 list(TRANSFORM PLUMBLINE_CUDA_SOURCES PREPEND ${CMAKE_SOURCE_DIR}/kernels/cuda/)
