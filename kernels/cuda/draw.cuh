@@ -147,12 +147,13 @@ PLUMBLINE_DEVICE int64_t DrawInOrder(const DrawRow& row, double uniform, const O
   int64_t size = tokens.size;
   double low = tokens.cut.low(), high = tokens.cut.high();
   if (row.top_k > 0 && row.top_k < size) size = row.top_k;
-  if (row.top_k > 0 || tokens.is_whole) low = high = AddUntil(p_at, size, kNoLimit, scratch).sum;
+  const bool is_exact = row.top_k > 0 || tokens.is_whole;
+  if (is_exact) low = high = AddUntil(p_at, size, kNoLimit, scratch).sum;
   // The shortest prefix that reaches top_p of the sum: between a low and a high bound of that.
   const double from = row.top_p * low, to = row.top_p * high;
   Reached kept = {0, p_at(0)};
   if (from > 0) kept = AddUntil(p_at, size, JustBelow(from), scratch);
-  if (low != high && (kept.index < 0 || !(kept.sum >= to))) return -1;
+  if (!is_exact && (kept.index < 0 || !(kept.sum >= to))) return -1;
   const int64_t last = kept.index < 0 ? size - 1 : kept.index;
   const int64_t drawn = AddUntil(p_at, last + 1, uniform * kept.sum, scratch).index;
   return drawn < 0 ? last : drawn;

@@ -265,8 +265,7 @@ __global__ void SortedDrawKernel(SampleState state) {
     const double uniform = UniformDraw(state.settings.seed[row], state.settings.position[row]);
     const auto p_at = [&](int64_t i) { return draw.P(logits[ids[i]]); };
     int64_t drawn = -1;
-    for (int bin : {cut.bin, kBins - 1}) {
-      if (drawn >= 0) continue;
+    for (int bin = cut.bin; drawn < 0; bin = kBins - 1) {  // the second time all of the list, which can tell
       const int64_t size = ListIds(state, row, draw, bin, ids, &scratch->block);
       SortIds(ids, ids + state.vocab, logits, size, &scratch->radix);
       drawn = DrawInOrder(draw, uniform, {size, bin == kBins - 1 || cut.is_whole(), cut}, p_at, &scratch->block.sum);
