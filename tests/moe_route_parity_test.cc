@@ -78,7 +78,8 @@ TEST_P(MoeRouteParity, TokensKeepTheirBitsInAnyBatch) {
   const Routes all = Route(logits, kExperts, kChosen, true);
   for (int64_t count : {1, 2, 3, 7, 16, 17, 64, 130}) {
     for (int64_t first : {int64_t{0}, (kRows - count) / 2, kRows - count}) {
-      const Routes some = Route({logits.begin() + first * kExperts, logits.begin() + (first + count) * kExperts}, kExperts, kChosen, true);
+      const Routes some =
+          Route({logits.begin() + first * kExperts, logits.begin() + (first + count) * kExperts}, kExperts, kChosen, true);
       for (int64_t i = 0; i < count * kChosen; ++i) {
         ASSERT_EQ(some.experts[i], all.experts[first * kChosen + i]) << count << " rows from " << first;
         ASSERT_EQ(some.weights[i], all.weights[first * kChosen + i]) << count << " rows from " << first;

@@ -43,8 +43,8 @@ PLUMBLINE_DEVICE DrawRow DrawRowOf(const SampleSettings& all, int64_t row, float
   return {temperature, best_logit / temperature, all.top_p[row], all.min_p[row], all.top_k[row]};
 }
 
-// Tokens that are listed, by how far they lie under the row's largest: kBins bins of 1/64 each, the last one without an end. A token
-// of a lower bin comes earlier in the order, whatever the rounding. mass: p in units of 2^-44, each rounded down.
+// Tokens that are listed, by how far they lie under the row's largest: kBins bins of 1/64 each, the last one without an
+// end. A token of a lower bin comes earlier in the order, whatever the rounding. mass: p in units of 2^-44, rounded down.
 inline constexpr int kBins = 2048, kBinsPerThread = kBins / kTokenThreads;
 inline constexpr double kMassUnit = 0x1p-44;
 using Mass = unsigned long long;  // NOLINT: what atomicAdd takes
@@ -133,8 +133,8 @@ PLUMBLINE_DEVICE Reached AddUntil(const At& p_at, int64_t size, double limit, Su
 // The largest limit that a sum of at least `threshold` > 0 exceeds.
 PLUMBLINE_DEVICE double JustBelow(double threshold) { return std::bit_cast<double>(std::bit_cast<uint64_t>(threshold) - 1); }
 
-// The index drawn from the first `size` >= 1 tokens in order, p_at(i) their p. Without top_k they may be fewer than are listed
-// (`is_whole` is false); then `cut` bounds the list's sum, and -1 is returned when these tokens cannot tell.
+// The index drawn from the first `size` >= 1 tokens in order, p_at(i) their p. Without top_k they may be fewer than are
+// listed (`is_whole` is false); then `cut` bounds the list's sum, and -1 is returned when these tokens cannot tell.
 struct OrderedTokens {
   int64_t size;
   bool is_whole;

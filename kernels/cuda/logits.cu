@@ -1,7 +1,8 @@
 // ConcatColumns, Penalties, Logprobs.
 //
-// ConcatColumns: limited by bytes, 8 per logit. Penalties: by latency. Logprobs: the leaves' sums by exp() in f64, a block per row and
-// leaf (about 20 us for V = 248320 on H200 or A100, up to 16 rows); the top K by K rounds of a block's maximum, about 2 us each.
+// ConcatColumns: limited by bytes, 8 per logit. Penalties: by latency. Logprobs: the leaves' sums by exp() in f64, a block
+// per row and leaf (for V = 248320 and up to 16 rows some 30 us expected on H200, 50 on A100); the top K by K rounds of a
+// block's maximum, about 2 us each.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_ops.h"
@@ -103,7 +104,8 @@ struct LogprobsOut {
   int64_t num_top;
 };
 
-// A block per row. The top tokens: K times the largest key of the chunks' (in shared memory), which then gets its chunk's next one.
+// A block per row. The top tokens: K times the largest of the chunks' keys (in shared memory), in whose place then comes the
+// chunk's next.
 __global__ void LogprobsKernel(LogprobsOut out, const LeafTotals* totals, const float* logits, const uint64_t* chunk_best,
                                const int32_t* targets, int64_t vocab, int64_t num_chunks) {
   LogprobsScratch* scratch = SharedMemory<LogprobsScratch>();
@@ -150,7 +152,10 @@ void CudaOps::DoConcatColumns(const ConcatColumnsArgs& args) {
   const int64_t rows = args.out.dim(0), width = args.out.dim(1), columns = args.parts.dim(2);
   if (width == 0) return;
   const auto launch = [&]<typename T>(T* out, const T* parts, int64_t per_unit) {
-    Launch({{BlocksFor(width / per_unit, kThreads), static_cast<unsigned>(std::min<int64_t>(rows, kMaxGridY))}, kThreads, 0, stream()},
+    Launch({{BlocksFor(width / per_unit, kThreads), static_cast<unsigned>(std::min<int64_t>(rows, kMaxGridY))},
+            kThreads,
+            0,
+            stream()},
            ConcatColumnsKernel<T>, out, parts, rows, columns / per_unit, width / per_unit);
   };
   if (columns % 4 == 0 && width % 4 == 0 && IsAligned(args.out.raw()) && IsAligned(args.parts.raw())) {
@@ -161,8 +166,8 @@ void CudaOps::DoConcatColumns(const ConcatColumnsArgs& args) {
 }
 
 void CudaOps::DoPenalties(const PenaltiesArgs& args) {
-  const PenaltyEntries entries = {args.entry_begin.as<int32_t>(), args.token.as<int32_t>(),    args.count.as<int32_t>(),
-                                  args.seen.as<int32_t>(),        args.bias.as<float>(),       args.repetition.as<float>(),
+  const PenaltyEntries entries = {args.entry_begin.as<int32_t>(), args.token.as<int32_t>(),  args.count.as<int32_t>(),
+                                  args.seen.as<int32_t>(),        args.bias.as<float>(),     args.repetition.as<float>(),
                                   args.presence.as<float>(),      args.frequency.as<float>()};
   Launch({static_cast<unsigned>(args.logits.dim(0)), kThreads, 0, stream()}, PenaltiesKernel, args.logits.as<float>(),
          args.logits.dim(1), entries);
@@ -176,10 +181,10 @@ void CudaOps::DoLogprobs(const LogprobsArgs& args) {
       static_cast<LeafTotals*>(workspace_.Take(rows * (kNumLeaves * sizeof(LeafTotals) + chunks * sizeof(uint64_t))));
   uint64_t* chunk_best = reinterpret_cast<uint64_t*>(totals + rows * kNumLeaves);
   FindChunkBests(args.logits, chunk_best, stream());
-  Launch({static_cast<unsigned>(rows * kNumLeaves), kTokenThreads, sizeof(LogprobsScratch), stream()}, LeafTotalsKernel, totals,
-         args.logits.as<float>(), chunk_best, args.targets.as<int32_t>(), vocab, chunks);
-  Launch({static_cast<unsigned>(rows), kTokenThreads, sizeof(LogprobsScratch) + chunks * sizeof(uint64_t), stream()}, LogprobsKernel, out,
+  Launch({static_cast<unsigned>(rows * kNumLeaves), kTokenThreads, sizeof(LogprobsScratch), stream()}, LeafTotalsKernel,
          totals, args.logits.as<float>(), chunk_best, args.targets.as<int32_t>(), vocab, chunks);
+  Launch({static_cast<unsigned>(rows), kTokenThreads, sizeof(LogprobsScratch) + chunks * sizeof(uint64_t), stream()},
+         LogprobsKernel, out, totals, args.logits.as<float>(), chunk_best, args.targets.as<int32_t>(), vocab, chunks);
 }
 
 }  // namespace plumbline

@@ -13,8 +13,8 @@ using namespace cuda;
 constexpr int kTokensPerBlock = 4;  // a warp each
 
 // Sums over experts: lane l takes l, l + 32, ... in ascending order, then WarpSum; over the chosen, ascending.
-__global__ void MoeRouteKernel(int32_t* experts, float* weights, const float* logits, int64_t num_tokens, int num_experts, int num_chosen,
-                               int renormalize) {
+__global__ void MoeRouteKernel(int32_t* experts, float* weights, const float* logits, int64_t num_tokens, int num_experts,
+                               int num_chosen, int renormalize) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int64_t token = int64_t{blockIdx.x} * kTokensPerBlock + warp;
   if (token >= num_tokens) return;
@@ -63,9 +63,10 @@ __global__ void MoeRouteKernel(int32_t* experts, float* weights, const float* lo
 
 void CudaOps::DoMoeRoute(const MoeRouteArgs& args) {
   const int64_t tokens = args.logits.dim(0), experts = args.logits.dim(1);
-  Launch({BlocksFor(tokens, kTokensPerBlock), kTokensPerBlock * kWarpSize, kTokensPerBlock * experts * sizeof(float), stream()},
-         MoeRouteKernel, args.experts.as<int32_t>(), args.weights.as<float>(), args.logits.as<float>(), tokens,
-         static_cast<int>(experts), static_cast<int>(args.experts.dim(1)), args.renormalize ? 1 : 0);
+  Launch(
+      {BlocksFor(tokens, kTokensPerBlock), kTokensPerBlock * kWarpSize, kTokensPerBlock * experts * sizeof(float), stream()},
+      MoeRouteKernel, args.experts.as<int32_t>(), args.weights.as<float>(), args.logits.as<float>(), tokens,
+      static_cast<int>(experts), static_cast<int>(args.experts.dim(1)), args.renormalize ? 1 : 0);
 }
 
 }  // namespace plumbline

@@ -1,15 +1,17 @@
-// Sample. Five kernels; which of a row's ways is taken lies in device memory, so all are enqueued and blocks with nothing to do end:
+// Sample. Six kernels; which way a row goes is known on the device only, so all are enqueued, and blocks without work end:
 //   greedy    the row's best token.
-//   all       neither top_k nor top_p: prefix sums over all V in id order. Chunks turn their p into steps of the sum in parallel, for
-//             the unit the sum is expected to have there; one block goes over the chunks and redoes those where it has another.
-//   ordered   top_k or top_p: a histogram by distance from the largest logit tells how far down the order the draw can reach; the
-//             tokens above, few as a rule, are gathered and sorted.
+//   all       neither top_k nor top_p: prefix sums over all V in id order. Chunks turn their p into steps of the sum in
+//             parallel, for the unit the sum is expected to have there; one block goes over the chunks and redoes those
+//             where it has another.
+//   ordered   top_k or top_p: a histogram by distance from the largest logit tells how far down the order the draw can
+//             reach; the tokens above, few as a rule, are gathered and sorted.
 //   the rest  ordered, but with more than kMaxCandidates tokens, or with a top_p that falls within rounding of a token's
 //             prefix sum: a block sorts all it needs.
 // All draw by sequential f64 sums in list order (sequential_sum.cuh); the shortcuts only say which parts need a second look.
 //
-// Limited by exp() in f64, one to three per token, spread over the whole GPU, and for few rows by the last kernel's block: for
-// V = 248320 and one row about 20 us + 3 us per chunk in which the sum passes a power of two (some ten). The rest: 1 ms and more.
+// Limited by exp() in f64, one to three per token, spread over the whole GPU, and for few rows by the last block of a row:
+// for V = 248320 and one row expected about 20 us + 3 us for each chunk in which the sum passes a power of two (some ten).
+// The rest: 1 ms and more.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_ops.h"
@@ -38,14 +40,14 @@ struct SampleState {
   const float* logits;
   int64_t num_rows, vocab, num_chunks;
   SampleSettings settings;
-  uint64_t* best;           // [R, chunks]: keys
-  double* sums;             // [R, chunks]: of p, in any order
-  ChunkSteps* steps;        // [R, chunks]
-  Mass* masses;             // [R, kBins]
-  unsigned* counts;         // [R, kBins]
-  uint64_t* candidates;     // [R, kMaxCandidates]: keys
-  unsigned* num_candidates; // [R]
-  int32_t* ids;             // [sorters, 2, V]
+  uint64_t* best;            // [R, chunks]: keys
+  double* sums;              // [R, chunks]: of p, in any order
+  ChunkSteps* steps;         // [R, chunks]
+  Mass* masses;              // [R, kBins]
+  unsigned* counts;          // [R, kBins]
+  uint64_t* candidates;      // [R, kMaxCandidates]: keys
+  unsigned* num_candidates;  // [R]
+  int32_t* ids;              // [sorters, 2, V]
 
   PLUMBLINE_DEVICE const float* LogitsOf(int64_t row) const { return logits + row * vocab; }
 };
@@ -92,8 +94,8 @@ struct WeighScratch {
 __global__ void WeighKernel(SampleState state) {
   WeighScratch* scratch = SharedMemory<WeighScratch>();
   const int64_t row = blockIdx.x / state.num_chunks, chunk = blockIdx.x % state.num_chunks;
+  if (state.settings.temperature[row] == 0) return;
   const DrawRow draw = RowOf(state, row, &scratch->block);
-  if (draw.is_greedy()) return;
   float logits[kTokensPerThread];
   LoadTokens(logits, state.LogitsOf(row), chunk * kTokenChunk + threadIdx.x * kTokensPerThread, state.vocab);
   if (!draw.is_ordered()) {
@@ -132,8 +134,8 @@ __global__ void WeighKernel(SampleState state) {
 __global__ void GatherKernel(SampleState state) {
   BlockScratch* scratch = SharedMemory<BlockScratch>();
   const int64_t row = blockIdx.x / state.num_chunks, chunk = blockIdx.x % state.num_chunks;
+  if (state.settings.temperature[row] == 0) return;
   const DrawRow draw = RowOf(state, row, scratch);
-  if (draw.is_greedy()) return;
   const int64_t first = chunk * kTokenChunk + threadIdx.x * kTokensPerThread;
   float logits[kTokensPerThread];
   LoadTokens(logits, state.LogitsOf(row), first, state.vocab);
@@ -159,9 +161,14 @@ __global__ void GatherKernel(SampleState state) {
   }
 }
 
-// A row without a way: `all`, over the chunks. running: [chunks].
-PLUMBLINE_DEVICE int32_t DrawFromAll(const SampleState& state, int64_t row, const DrawRow& draw, double uniform, double* running,
-                                     SumScratch* scratch) {
+// The way `all`, over the chunks; -1 when no sum exceeds the limit. In shared memory, of each chunk: the sum up to its end,
+// and its steps.
+struct AllChunks {
+  double* sums;
+  ChunkSteps* steps;
+};
+PLUMBLINE_DEVICE int32_t DrawFromAll(const SampleState& state, int64_t row, const DrawRow& draw, double uniform,
+                                     const AllChunks& chunks, SumScratch* scratch) {
   const auto add_chunk = [&](int64_t chunk, double sum, double limit) {
     float logits[kTokensPerThread];
     LoadTokens(logits, state.LogitsOf(row), chunk * kTokenChunk + threadIdx.x * kTokensPerThread, state.vocab);
@@ -170,27 +177,32 @@ PLUMBLINE_DEVICE int32_t DrawFromAll(const SampleState& state, int64_t row, cons
     for (int i = 0; i < kTokensPerThread; ++i) p[i] = draw.ListedP(logits[i]);
     return AddInOrder(sum, p, limit, scratch);
   };
+  for (int64_t c = threadIdx.x; c < state.num_chunks; c += kTokenThreads) {
+    chunks.steps[c] = state.steps[row * state.num_chunks + c];
+  }
+  __syncthreads();
   constexpr double kNoLimit = 0x1.fffffffffffffp1023;
   double sum = 0;
   for (int64_t chunk = 0; chunk < state.num_chunks; ++chunk) {
-    const ChunkSteps steps = state.steps[row * state.num_chunks + chunk];
+    const ChunkSteps steps = chunks.steps[chunk];
     const uint64_t bits = std::bit_cast<uint64_t>(sum), after = BitsAfter(bits, steps.steps);
     const bool fits = UnitOfSum(bits) == steps.unit && UnitOfSum(after) == steps.unit;
     sum = fits ? std::bit_cast<double>(after) : add_chunk(chunk, sum, kNoLimit).sum;
-    if (threadIdx.x == 0) running[chunk] = sum;
+    if (threadIdx.x == 0) chunks.sums[chunk] = sum;
   }
   __syncthreads();
   const double limit = uniform * sum;
   int64_t chunk = 0;
-  while (chunk < state.num_chunks && !(running[chunk] > limit)) ++chunk;
+  while (chunk < state.num_chunks && !(chunks.sums[chunk] > limit)) ++chunk;
   if (chunk == state.num_chunks) return -1;
-  const int64_t in_chunk = add_chunk(chunk, chunk == 0 ? 0.0 : running[chunk - 1], limit).index;
+  const int64_t in_chunk = add_chunk(chunk, chunk == 0 ? 0.0 : chunks.sums[chunk - 1], limit).index;
   return static_cast<int32_t>(chunk * kTokenChunk + in_chunk);
 }
 
-// Shared memory of DrawKernel: BlockScratch, then running [chunks] or the candidates [kMaxCandidates].
+// Shared memory of DrawKernel: BlockScratch, then AllChunks or the candidates [kMaxCandidates].
 size_t DrawShared(int64_t num_chunks) {
-  return sizeof(BlockScratch) + std::max<size_t>(num_chunks * sizeof(double), kMaxCandidates * sizeof(uint64_t));
+  return sizeof(BlockScratch) +
+         std::max<size_t>(num_chunks * (sizeof(double) + sizeof(ChunkSteps)), kMaxCandidates * sizeof(uint64_t));
 }
 
 // tokens[r], or -1 for the rest.
@@ -204,7 +216,9 @@ __global__ void DrawKernel(SampleState state) {
   const double uniform = UniformDraw(state.settings.seed[row], state.settings.position[row]);
   int32_t token = IdOfKey(best);  // also where nothing is listed: infinities or NaNs
   if (!draw.is_greedy() && !draw.is_ordered()) {
-    const int32_t drawn = DrawFromAll(state, row, draw, uniform, reinterpret_cast<double*>(keys), &scratch->sum);
+    ChunkSteps* const steps = reinterpret_cast<ChunkSteps*>(scratch + 1);
+    const AllChunks chunks = {reinterpret_cast<double*>(steps + state.num_chunks), steps};
+    const int32_t drawn = DrawFromAll(state, row, draw, uniform, chunks, &scratch->sum);
     if (drawn >= 0) token = drawn;
   } else if (!draw.is_greedy()) {
     const Cut cut = FindCut(draw, state.counts + row * kBins, state.masses + row * kBins, &scratch->cut);
@@ -288,7 +302,8 @@ void CudaOps::DoSample(const SampleArgs& args) {
                                     args.min_p.as<float>(), args.seed.as<int64_t>(), args.position.as<int32_t>()}};
   // The largest elements first: each part is aligned.
   const size_t bytes_per_chunk = sizeof(ChunkSteps) + sizeof(uint64_t) + sizeof(double);
-  const size_t bytes_per_row = kBins * (sizeof(Mass) + sizeof(unsigned)) + kMaxCandidates * sizeof(uint64_t) + sizeof(unsigned);
+  const size_t bytes_per_row =
+      kBins * (sizeof(Mass) + sizeof(unsigned)) + kMaxCandidates * sizeof(uint64_t) + sizeof(unsigned);
   char* next = static_cast<char*>(
       workspace_.Take(rows * (chunks * bytes_per_chunk + bytes_per_row) + sorters * 2 * vocab * sizeof(int32_t)));
   const auto take = [&]<typename T>(T*& part, int64_t count) {

@@ -1,13 +1,14 @@
-// The f64 sum of a list from its first entry to its last, each addition rounded, to the bit, by a block of threads. Entries >= 0.
+// The f64 sum of a list from its first entry to its last, every addition rounded, by a block of threads: the bits of a plain
+// loop. Entries >= 0.
 //
-// While the sum s stays between two powers of two it is a multiple of one unit u (its last place), and s + p rounds to s plus a
-// whole number of units. That number is p / u rounded to nearest; only when p / u lies halfway does it depend on s, and then only on
-// whether s / u is even. So an entry is a pair of integers (Steps), how many units the sum moves from an even and from an odd
-// place; pairs compose associatively, and the list is a scan over them. The few threads in whose entries the sum
+// While the sum s stays between powers of two it is a multiple of one unit u (its last place), and s + p rounds to s plus
+// a whole number of units. That number is p / u rounded to nearest; only when p / u lies halfway does it depend on s, and
+// then only on whether s / u is even. So an entry is two integers (Steps): how many units the sum moves from an even and
+// from an odd place. Pairs compose associatively, and the list is a scan over them. The few threads in whose entries the sum
 // reaches the next power of two add theirs in a plain loop, and the scan goes on behind them with the larger unit.
 //
-// Limited by the f64 units through the exp() of each entry (about 40 instructions), not by the latency of an addition (8 cycles
-// and more, 1.2 ms for 248320 entries).
+// Limited by the f64 units through the exp() of each entry (about 40 instructions), not by the latency of an addition (8
+// cycles and more, 1.2 ms for 248320 entries).
 #pragma once
 
 #include <bit>
@@ -50,7 +51,8 @@ PLUMBLINE_DEVICE Steps StepsOf(double p, int unit) {
   if (shift < 0) return {uint64_t{1} << 53, uint64_t{1} << 53};  // p alone is past the power of two
   if (shift == 0) return {mantissa, mantissa};
   if (shift > 53) return {};  // below half a unit
-  const uint64_t whole = mantissa >> shift, rest = mantissa & ((uint64_t{1} << shift) - 1), half = uint64_t{1} << (shift - 1);
+  const uint64_t whole = mantissa >> shift, rest = mantissa & ((uint64_t{1} << shift) - 1),
+                 half = uint64_t{1} << (shift - 1);
   if (rest != half) {
     const uint64_t steps = whole + (rest > half ? 1 : 0);
     return {steps, steps};

@@ -1,7 +1,6 @@
-// The best token of each chunk. Limited by the reading of the logits: all of a GPU's bandwidth (or of its L2) from a few rows on.
-#include "kernels/cuda/token_order.cuh"
-
+// The best token of each chunk. Limited by reading the logits: at a GPU's bandwidth (or its L2's) from a few rows on.
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/token_order.cuh"
 
 namespace plumbline::cuda {
 namespace {
@@ -18,8 +17,8 @@ __global__ void ChunkBestKernel(uint64_t* best, const float* logits, int64_t voc
 
 void FindChunkBests(const ConstTensor& logits, uint64_t* best, cudaStream_t stream) {
   const int64_t vocab = logits.dim(1), num_chunks = NumTokenChunks(vocab);
-  Launch({static_cast<unsigned>(logits.dim(0) * num_chunks), kTokenThreads, kTokenWarps * sizeof(uint64_t), stream}, ChunkBestKernel,
-         best, logits.as<float>(), vocab, num_chunks);
+  Launch({static_cast<unsigned>(logits.dim(0) * num_chunks), kTokenThreads, kTokenWarps * sizeof(uint64_t), stream},
+         ChunkBestKernel, best, logits.as<float>(), vocab, num_chunks);
 }
 
 }  // namespace plumbline::cuda

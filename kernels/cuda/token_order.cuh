@@ -1,4 +1,4 @@
-// Rows of logits: their chunks, and the order (logit descending, id ascending) as 64-bit keys, the first token's the largest.
+// Rows of logits: their chunks, and the order (logit descending, id ascending) as 64-bit keys, the first token's largest.
 #pragma once
 
 #include <cstdint>

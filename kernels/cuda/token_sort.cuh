@@ -23,11 +23,11 @@ PLUMBLINE_DEVICE void SortKeys(uint64_t* keys, unsigned size) {
   __syncthreads();
 }
 
-// ids[0, size), ascending, into the order of their logits: a stable radix sort, 8 bits at a time, from `ids` to `other` and back.
-// A warp ranks its 32 * kTokensPerThread ids of a tile 32 at a time; counts carry over from warp to warp and tile to tile.
+// ids[0, size), ascending, into the order of their logits: a stable radix sort, 8 bits at a time, from `ids` to `other` and
+// back. A warp ranks its 32 * kTokensPerThread ids of a tile 32 at a time; counts carry over between warps and tiles.
 struct RadixScratch {
-  unsigned begin[4][256];               // of a digit in the sorted list
-  unsigned counts[kTokenWarps][256];    // of a warp's ids so far; then where its ids of a digit go
+  unsigned begin[4][256];             // of a digit in the sorted list
+  unsigned counts[kTokenWarps][256];  // of a warp's ids so far; then where its ids of a digit go
   Count scan[kTokenWarps];
 };
 
