@@ -5,6 +5,9 @@ set(PLUMBLINE_CUDA_SOURCES
   cuda_backend.cu
   cuda_device.cu
   delta_net.cu
+  delta_net_chunks.cu
+  delta_net_prepare.cu
+  delta_net_recurrent.cu
   linear.cu
   logits.cu
   moe.cu
