@@ -1,5 +1,5 @@
-// CausalConv: a thread takes a run of rows in four neighbouring channels (one, where they do not lie in fours) and keeps the window in
-// registers. The first run of a sequence alone reads its state, so it also writes it: nobody else is disturbed.
+// CausalConv: a thread takes a run of rows in four neighbouring channels (one, where they do not lie in fours) and keeps the
+// window in registers. The first run of a sequence alone reads its state, so it also writes it: nobody else is disturbed.
 // Limited by bytes: 2 (x) + 4 (out) per element of a prompt, of which the runs' overlap adds 3 / 8 of x from the cache.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/launch.cuh"
@@ -22,16 +22,17 @@ struct alignas(kNum * sizeof(T)) Channels {
 
 template <typename T>
 struct ConvStep {
-  float* out;      // [T, C]
-  T* state;        // [num_slots, C, W - 1]
-  const T* x;      // [T, C], x_stride
+  float* out;           // [T, C]
+  T* state;             // [num_slots, C, W - 1]
+  const T* x;           // [T, C], x_stride
   const float* weight;  // [C, W]
   const int32_t *row_begin, *start, *state_slot;
   int64_t x_stride, num_channels;
   int num_sequences, width;
 };
 
-// Inputs are right-aligned in a window of kWidth, the newest last; those that the width does not reach stay zero, as do their weights.
+// Inputs are right-aligned in a window of kWidth, the newest last; those that the width does not reach stay zero, as do
+// their weights.
 template <typename T, int kWidth, int kNum>
 __global__ void __launch_bounds__(kThreads) ConvKernel(ConvStep<T> step) {
   using Inputs = Channels<T, kNum>;
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(kThreads) ConvKernel(ConvStep<T> step) {
       for (int c = 0; c < kNum; ++c) window[j][c] = j >= unused ? ToF32(inputs.values[c]) : 0.0f;
     } else {
 #pragma unroll
-      for (int c = 0; c < kNum; ++c) window[j][c] = is_fresh || j < unused ? 0.0f : ToF32(state[c * history + row + history]);
+      for (int c = 0; c < kNum; ++c)
+        window[j][c] = is_fresh || j < unused ? 0.0f : ToF32(state[c * history + row + history]);
     }
   }
   if (run.first == 0) {

@@ -1,5 +1,6 @@
-// GatedDeltaNet: prompt rows in chunks (delta_net_prepare.cu, delta_net_chunks.cu), then generated rows (delta_net_recurrent.cu), then
-// the gated norm of all, a warp per row and head. The norm is limited by bytes: 4 (o) + 4 (z) + the output's per element.
+// GatedDeltaNet: prompt rows in chunks (delta_net_prepare.cu, delta_net_chunks.cu), then generated rows
+// (delta_net_recurrent.cu), then the gated norm of all, a warp per row and head. The norm is limited by bytes: 4 (o) + 4 (z)
+// + the output's per element.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/delta_net_step.h"
 #include "kernels/cuda/launch.cuh"

@@ -1,10 +1,11 @@
-// The chunks of prompt rows in order, over 32 columns of a head's state per block: columns of the state know nothing of each other.
+// The chunks of prompt rows in order, over 32 columns of a head's state per block: columns of the state know nothing of each
+// other.
 //   R = V - D K S;  X = solution R;  O = D Q S + weights X;  S <- e^G_last S + K^T diag(e^(G_last - G)) X
-// (delta_net_step.h). The state stays in registers, as the sums of the last product. Every operand is the sum of two bf16 numbers; the
-// product of the two small parts is left out. Operands A come in the order of the registers, straight from global memory, two tiles
-// ahead of their use; operands B (S, R, X) lie in shared memory, padded so that ldmatrix meets no conflicts.
-// Limited by tensor cores: 1400 products of 16 x 8 x 16 per chunk, of which four warps get 350 to 400 each; expected at 60 % of
-// mma.sync's rate, and just above what the operands' way out of L2 takes (116 KiB per chunk at P = 128).
+// (delta_net_step.h). The state stays in registers, as the sums of the last product. Every operand is the sum of two bf16
+// numbers; the product of the two small parts is left out. Operands A come in the order of the registers, straight from
+// global memory, two tiles ahead of their use; operands B (S, R, X) lie in shared memory, padded so that ldmatrix meets no
+// conflicts. Limited by tensor cores: 1400 products of 16 x 8 x 16 per chunk, of which four warps get 350 to 400 each;
+// expected at 60 % of mma.sync's rate, and just above what the operands' way out of L2 takes (116 KiB per chunk at P = 128).
 #include <algorithm>
 
 #include "kernels/cuda/delta_net_rows.cuh"
@@ -17,10 +18,10 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kBlocksPerMultiprocessor = 2;
-constexpr int kColumns = 32;               // of a block
+constexpr int kColumns = 32;  // of a block
 constexpr int kColumnTiles = kColumns / 8;
-constexpr int kStride = kColumns + 8;      // of operand B, in halves
-constexpr int kAhead = 2;                  // tiles of A under way
+constexpr int kStride = kColumns + 8;  // of operand B, in halves
+constexpr int kAhead = 2;              // tiles of A under way
 
 // An operand B in shared memory: [rows, kStride] rounded, then as much of what the rounding lost.
 template <int kRows>
@@ -33,7 +34,8 @@ template <int kRows>
 PLUMBLINE_DEVICE void StorePair(SplitRows<kRows>& rows, int row, int column, float x, float y) {
   const uint32_t rounded = Pack<Bf16>(x, y);
   reinterpret_cast<uint32_t*>(rows.rounded)[(row * kStride + column) / 2] = rounded;
-  reinterpret_cast<uint32_t*>(rows.lost)[(row * kStride + column) / 2] = Pack<Bf16>(x - LowOf<Bf16>(rounded), y - HighOf<Bf16>(rounded));
+  reinterpret_cast<uint32_t*>(rows.lost)[(row * kStride + column) / 2] =
+      Pack<Bf16>(x - LowOf<Bf16>(rounded), y - HighOf<Bf16>(rounded));
 }
 
 // A row tile's sums [16, kColumns] as a warp holds them.
@@ -133,9 +135,11 @@ struct WalkTask {
   int sequence, head, column;  // the first of its columns
 };
 
-// Warps 0 and 1 take the rows of K, 2 and 3 those of Q: row tiles 0 and 3, or 1 and 2, which are equally far below the diagonal.
+// Warps 0 and 1 take the rows of K, 2 and 3 those of Q: row tiles 0 and 3, or 1 and 2, which are equally far below the
+// diagonal.
 template <int kKeyTiles>
-PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operands, const WalkTask& task, WalkMemory<kKeyTiles>& memory) {
+PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operands, const WalkTask& task,
+                           WalkMemory<kKeyTiles>& memory) {
   constexpr int kStateTiles = kKeyTiles < 4 ? 1 : kKeyTiles / 4;  // of a warp
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
   const bool has_keys = warp < 2, has_state = warp * kStateTiles < kKeyTiles;
@@ -205,7 +209,8 @@ PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operan
     TileSums sums[2] = {};
     {
       const uint4* operand = (has_keys ? operands.keys : operands.queries) + keys_at;
-      const uint4* tiles[2] = {operand + row_tiles[0] * kKeyTiles * kTileVectors, operand + row_tiles[1] * kKeyTiles * kTileVectors};
+      const uint4* tiles[2] = {operand + row_tiles[0] * kKeyTiles * kTileVectors,
+                               operand + row_tiles[1] * kKeyTiles * kTileVectors};
       const int depths[2] = {kKeyTiles, kKeyTiles};
       MultiplyAdd<kKeyTiles>(sums, tiles, depths, memory.state);
     }
@@ -233,7 +238,8 @@ PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operan
     __syncthreads();  // X is there
     if (!has_keys) {
       const uint4* weights = operands.weights + lower_at;
-      const uint4* tiles[2] = {weights + LowerTile(row_tiles[0], 0) * kTileVectors, weights + LowerTile(row_tiles[1], 0) * kTileVectors};
+      const uint4* tiles[2] = {weights + LowerTile(row_tiles[0], 0) * kTileVectors,
+                               weights + LowerTile(row_tiles[1], 0) * kTileVectors};
       const int depths[2] = {row_tiles[0] + 1, row_tiles[1] + 1};
       MultiplyAdd<kChunkTiles>(sums, tiles, depths, memory.x);
 #pragma unroll
@@ -283,7 +289,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) WalkKernel
     const int64_t head = index / slices;
     const int sequence = NthPrompt(step.num_prompt_rows, step.num_sequences, static_cast<int>(head / step.num_heads));
     if (sequence < 0) return;
-    Walk(step, operands, {sequence, static_cast<int>(head % step.num_heads), static_cast<int>(index % slices) * kColumns}, memory);
+    Walk(step, operands, {sequence, static_cast<int>(head % step.num_heads), static_cast<int>(index % slices) * kColumns},
+         memory);
   }
 }
 
@@ -291,7 +298,8 @@ template <int kKeyTiles>
 void LaunchWalk(const DeltaNetStep& step, const ChunkOperands& operands, int num_multiprocessors, cudaStream_t stream) {
   const int64_t tasks = int64_t{step.num_sequences} * step.num_heads * BlocksFor(step.value_dim, kColumns);
   const int64_t blocks = std::min<int64_t>(tasks, num_multiprocessors * kBlocksPerMultiprocessor);
-  Launch({static_cast<unsigned>(blocks), kThreads, sizeof(WalkMemory<kKeyTiles>), stream}, WalkKernel<kKeyTiles>, step, operands);
+  Launch({static_cast<unsigned>(blocks), kThreads, sizeof(WalkMemory<kKeyTiles>), stream}, WalkKernel<kKeyTiles>, step,
+         operands);
 }
 
 }  // namespace

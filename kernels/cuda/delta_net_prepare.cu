@@ -1,9 +1,10 @@
-// What the chunks of prompt rows need of q, k and the gates alone, for all chunks at once: a block per chunk and key head. With G the
-// running sum of the log decays in the chunk, on and below the diagonal:
-//   M_ij = beta_i (k_i . k_j) e^(G_i - G_j), i > j;  solution = (I + M)^-1 diag(beta);  weights_ij = (q_i . k_j) e^(G_i - G_j)
-// (I + M)^-1 by forward substitution in f32, one column per thread; its elements are below 1, as those of M. Row i of each depends on
-// rows up to i alone; a short chunk is filled up with rows of zeros, which have beta = 0 and no decay.
-// Limited by the bytes it writes, 96 KiB per key head and 20 KiB per value head of a chunk at P = 128, and by the 64 dependent steps of
+// What the chunks of prompt rows need of q, k and the gates alone, for all chunks at once: a block per chunk and key head.
+// With G the running sum of the log decays in the chunk, on and below the diagonal:
+//   M_ij = beta_i (k_i . k_j) e^(G_i - G_j), i > j;  solution = (I + M)^-1 diag(beta);  weights_ij = (q_i . k_j) e^(G_i -
+//   G_j)
+// (I + M)^-1 by forward substitution in f32, one column per thread; its elements are below 1, as those of M. Row i of each
+// depends on rows up to i alone; a short chunk is filled up with rows of zeros, which have beta = 0 and no decay. Limited by
+// the bytes it writes, 96 KiB per key head and 20 KiB per value head of a chunk at P = 128, and by the 64 dependent steps of
 // the substitution.
 #include "kernels/cuda/delta_net_rows.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -16,10 +17,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kRows = kChunkTokens;
-constexpr int kStride = kRows + 8;             // floats of a row of a head's matrix
-constexpr int kHeads = kThreads / kRows;       // value heads at a time
+constexpr int kStride = kRows + 8;        // floats of a row of a head's matrix
+constexpr int kHeads = kThreads / kRows;  // value heads at a time
 constexpr int kMatrixFloats = kRows * kStride;
-constexpr int kProducts = 2 * kLowerTiles;     // tiles of K K^T and Q K^T
+constexpr int kProducts = 2 * kLowerTiles;  // tiles of K K^T and Q K^T
 constexpr int kProductsOfWarp = (kProducts + kWarps - 1) / kWarps;
 
 // 16-bit halves of the tiles of a matrix [kRows, 16 * num_tiles]; element (i, p) is in tile (i / 16, p / 16).
@@ -38,7 +39,8 @@ PLUMBLINE_DEVICE uint32_t PackLost(uint32_t rounded, float x, float y) {
 // Four pairs as a lane holds them, rounded and lost, to a tile in global memory.
 PLUMBLINE_DEVICE void StoreTile(uint4* tile, const float (&x)[8]) {
   const int lane = threadIdx.x % kWarpSize;
-  const uint4 rounded = make_uint4(Pack<Bf16>(x[0], x[1]), Pack<Bf16>(x[2], x[3]), Pack<Bf16>(x[4], x[5]), Pack<Bf16>(x[6], x[7]));
+  const uint4 rounded =
+      make_uint4(Pack<Bf16>(x[0], x[1]), Pack<Bf16>(x[2], x[3]), Pack<Bf16>(x[4], x[5]), Pack<Bf16>(x[6], x[7]));
   tile[lane] = rounded;
   tile[kWarpSize + lane] = make_uint4(PackLost(rounded.x, x[0], x[1]), PackLost(rounded.y, x[2], x[3]),
                                       PackLost(rounded.z, x[4], x[5]), PackLost(rounded.w, x[6], x[7]));
@@ -70,8 +72,8 @@ PLUMBLINE_DEVICE void SplitRow(uint32_t* tiles, const float* x, int key_dim, int
   }
 }
 
-// Tile (row, column) of A B^T of two matrices in shared memory, as a lane holds it: pairs of columns of d[0], d[1] (the second 8
-// columns), rows g and g + 8.
+// Tile (row, column) of A B^T of two matrices in shared memory, as a lane holds it: pairs of columns of d[0], d[1] (the
+// second 8 columns), rows g and g + 8.
 template <int kTiles>
 PLUMBLINE_DEVICE void MultiplyTiles(float (&d)[2][4], const uint4* a_tiles, const uint4* b_tiles) {
   const int lane = threadIdx.x % kWarpSize;
@@ -95,7 +97,8 @@ struct ChunkGates {
 };
 
 // One warp: rows lane and lane + 32.
-PLUMBLINE_DEVICE void SumGates(const DeltaNetStep& step, ChunkGates& gates, float2* decays, int64_t first_row, int count, int head) {
+PLUMBLINE_DEVICE void SumGates(const DeltaNetStep& step, ChunkGates& gates, float2* decays, int64_t first_row, int count,
+                               int head) {
   const int lane = threadIdx.x % kWarpSize;
   double sums[2], before = 0;
 #pragma unroll
@@ -162,9 +165,10 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
 
   for (int i = warp; i < kRows; i += kWarps) {
     const int64_t row = first_row + i;
-    SplitRow<kTiles>(reinterpret_cast<uint32_t*>(memory.tiles.keys), i < count ? KeyAt(step, row, key_head) : nullptr, step.key_dim, i, 1.0f);
-    SplitRow<kTiles>(reinterpret_cast<uint32_t*>(memory.tiles.queries), i < count ? QueryAt(step, row, key_head) : nullptr, step.key_dim, i,
-                     QueryScale(step));
+    SplitRow<kTiles>(reinterpret_cast<uint32_t*>(memory.tiles.keys), i < count ? KeyAt(step, row, key_head) : nullptr,
+                     step.key_dim, i, 1.0f);
+    SplitRow<kTiles>(reinterpret_cast<uint32_t*>(memory.tiles.queries), i < count ? QueryAt(step, row, key_head) : nullptr,
+                     step.key_dim, i, QueryScale(step));
   }
   __syncthreads();
   constexpr int kMatrixVectors = kChunkTiles * kTiles * kTileVectors;
@@ -178,16 +182,23 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
     const int tile = i / kTileVectors, low = i % kTileVectors / kWarpSize * kLowHalves;
     const int p = tile / kChunkTiles * 16 + i % kWarpSize / 4, row = tile % kChunkTiles * 16 + i % 4 * 2;
     const auto pair = [&](int key, int token) {
-      return halves[HalfAt<kTiles>(token, key) + low] | static_cast<uint32_t>(halves[HalfAt<kTiles>(token + 1, key) + low]) << 16;
+      return halves[HalfAt<kTiles>(token, key) + low] | static_cast<uint32_t>(halves[HalfAt<kTiles>(token + 1, key) + low])
+                                                            << 16;
     };
-    operands.keys_transposed[matrix + i] = make_uint4(pair(p, row), pair(p + 8, row), pair(p, row + 8), pair(p + 8, row + 8));
+    operands.keys_transposed[matrix + i] =
+        make_uint4(pair(p, row), pair(p + 8, row), pair(p, row + 8), pair(p + 8, row + 8));
   }
   float products[kProductsOfWarp][2][4] = {};
 #pragma unroll
   for (int n = 0; n < kProductsOfWarp; ++n) {
     const int index = warp + n * kWarps;
     if (index >= kProducts) continue;
-    const int tile = index % kLowerTiles, row = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3, column = tile - LowerTile(row, 0);
+    const int tile = index % kLowerTiles,
+              row = tile < 1   ? 0
+                    : tile < 3 ? 1
+                    : tile < 6 ? 2
+                               : 3,
+              column = tile - LowerTile(row, 0);
     const uint4* a = index < kLowerTiles ? memory.tiles.keys : memory.tiles.queries;
     MultiplyTiles<kTiles>(products[n], a + row * kTiles * kTileVectors, memory.tiles.keys + column * kTiles * kTileVectors);
   }
@@ -206,7 +217,12 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
       for (int n = 0; n < kProductsOfWarp; ++n) {
         const int index = warp + n * kWarps;
         if (index >= kProducts) continue;
-        const int tile = index % kLowerTiles, row = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3, column = tile - LowerTile(row, 0);
+        const int tile = index % kLowerTiles,
+                  row = tile < 1   ? 0
+                        : tile < 3 ? 1
+                        : tile < 6 ? 2
+                                   : 3,
+                  column = tile - LowerTile(row, 0);
         const bool is_weight = index >= kLowerTiles;
         float x[8];  // in the order of operand A: rows g and g + 8 of the first 8 columns, then of the second
 #pragma unroll
@@ -233,7 +249,12 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
     }
     __syncthreads();
     for (int index = warp; index < num_heads * kLowerTiles; index += kWarps) {
-      const int tile = index % kLowerTiles, row = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3, column = tile - LowerTile(row, 0);
+      const int tile = index % kLowerTiles,
+                row = tile < 1   ? 0
+                      : tile < 3 ? 1
+                      : tile < 6 ? 2
+                                 : 3,
+                column = tile - LowerTile(row, 0);
       const float* from = memory.matrices[index / kLowerTiles] + (row * 16 + g) * kStride + column * 16 + 2 * t;
       float values[8];
 #pragma unroll

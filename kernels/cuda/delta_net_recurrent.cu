@@ -1,6 +1,7 @@
-// Generated rows of the gated delta rule: the recurrence, with 32 columns of a head's state in the registers of a block. Limited by
-// the bytes of the state, which is read and written once whatever the number of rows: 2 x 4 P Q per head and sequence.
-// Sums over P: a thread takes keys p, p + 16, ... in ascending order, then the tree of lanes 16 and 8 apart, then warps in order.
+// Generated rows of the gated delta rule: the recurrence, with 32 columns of a head's state in the registers of a block.
+// Limited by the bytes of the state, which is read and written once whatever the number of rows: 2 x 4 P Q per head and
+// sequence. Sums over P: a thread takes keys p, p + 16, ... in ascending order, then the tree of lanes 16 and 8 apart, then
+// warps in order.
 #include "kernels/cuda/delta_net_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/types.cuh"
@@ -10,9 +11,9 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kColumns = 32;                   // of a block
-constexpr int kGroups = kThreads / 8;          // threads with the same four columns
-constexpr int kPartial = 8;                    // sums that a thread gives: of four columns, with k and with q
+constexpr int kColumns = 32;           // of a block
+constexpr int kGroups = kThreads / 8;  // threads with the same four columns
+constexpr int kPartial = 8;            // sums that a thread gives: of four columns, with k and with q
 
 // Four columns of the state, some of which may not exist.
 template <bool kInFours>
@@ -47,10 +48,10 @@ __global__ void __launch_bounds__(kThreads) RecurrentKernel(DeltaNetStep step) {
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, group = threadIdx.x / 8;
   const int column = slice * kColumns + threadIdx.x % 8 * 4, num_columns = step.value_dim - column;
   const int key_head = head / (step.num_heads / step.num_key_heads);
-  float* keys = SharedMemory<float>();     // [16 kKeyTiles], normalised, zero past P
-  float* queries = keys + 16 * kKeyTiles;  // likewise
+  float* keys = SharedMemory<float>();         // [16 kKeyTiles], normalised, zero past P
+  float* queries = keys + 16 * kKeyTiles;      // likewise
   float* products = queries + 16 * kKeyTiles;  // [1]: q . k; padded to 4
-  float* partials = products + 4;          // [kWarps, 8, kPartial]
+  float* partials = products + 4;              // [kWarps, 8, kPartial]
 
   float* state = StateOf(step, sequence, head) + column;
   const bool is_fresh = step.start[sequence] == 0 && num_prompt_rows == 0;

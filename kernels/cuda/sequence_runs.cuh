@@ -1,5 +1,6 @@
-// The rows of a step in runs: at most kRunRows rows of one sequence, from a multiple of kRunRows of its rows on. Run i of sequence s
-// has number row_begin[s] / kRunRows + s + i, which no other run has: so a grid follows from T and S alone. Some numbers are unused.
+// The rows of a step in runs: at most kRunRows rows of one sequence, from a multiple of kRunRows of its rows on. Run i of
+// sequence s has number row_begin[s] / kRunRows + s + i, which no other run has: so a grid follows from T and S alone. Some
+// numbers are unused.
 #pragma once
 
 #include <cstdint>
