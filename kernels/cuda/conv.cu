@@ -103,11 +103,11 @@ __global__ void __launch_bounds__(kThreads) ConvKernel(ConvStep<T> step) {
   }
 }
 
-template <typename T, int kNum>
+template <typename T, int kWidth, int kNum>
 void LaunchConv(const ConvStep<T>& step, int64_t num_rows, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(NumRuns(num_rows, step.num_sequences, kRunRows)),
                   BlocksFor(step.num_channels, kThreads * kNum));
-  Launch({grid, kThreads, 0, stream}, step.width == 4 ? ConvKernel<T, 4, kNum> : ConvKernel<T, kMaxWidth, kNum>, step);
+  Launch({grid, kThreads, 0, stream}, ConvKernel<T, kWidth, kNum>, step);
 }
 
 bool IsAligned(const void* data, size_t num_bytes) { return reinterpret_cast<uintptr_t>(data) % num_bytes == 0; }
@@ -131,11 +131,9 @@ void CudaOps::DoCausalConv(const CausalConvArgs& args) {
                               .width = static_cast<int>(args.weight.dim(1))};
     const bool in_fours = step.num_channels % 4 == 0 && step.x_stride % 4 == 0 && IsAligned(step.x, 4 * sizeof(T)) &&
                           IsAligned(step.out, 4 * sizeof(float));
-    if (in_fours) {
-      LaunchConv<T, 4>(step, args.out.dim(0), stream());
-    } else {
-      LaunchConv<T, 1>(step, args.out.dim(0), stream());
-    }
+    if (step.width != 4) return LaunchConv<T, kMaxWidth, 1>(step, args.out.dim(0), stream());
+    if (!in_fours) return LaunchConv<T, 4, 1>(step, args.out.dim(0), stream());
+    LaunchConv<T, 4, 4>(step, args.out.dim(0), stream());
   });
 }
 

@@ -66,31 +66,42 @@ PLUMBLINE_DEVICE void LoadRows(uint32_t (&b)[kColumnTiles][2], const uint16_t* r
   }
 }
 
-// sums += A B for kTiles row tiles: tile l of row tile m is at tiles[m] + l * kTileVectors, l < depths[m] <= kDepth.
-template <int kDepth, int kTiles, int kRows>
-PLUMBLINE_DEVICE void MultiplyAdd(TileSums (&sums)[kTiles], const uint4* const (&tiles)[kTiles], const int (&depths)[kTiles],
-                                  const SplitRows<kRows>& b) {
-  const int lane = threadIdx.x % kWarpSize;
-  uint4 a[kAhead][kTiles][2];
-  const auto load = [&](int l) {
+// An operand A of kTiles row tiles, for this warp: tile l of row tile m is at tiles[m] + l * kTileVectors, l < depths[m] <=
+// kDepth.
+template <int kDepth, int kTiles>
+struct TileRows {
+  const uint4* tiles[kTiles];
+  int depths[kTiles];
+  uint4 ahead[kAhead][kTiles][2];
+
+  PLUMBLINE_DEVICE void Load(int l) {
+    const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       if (l >= depths[m]) continue;
-      a[l % kAhead][m][0] = tiles[m][l * kTileVectors + lane];
-      a[l % kAhead][m][1] = tiles[m][l * kTileVectors + kWarpSize + lane];
+      ahead[l % kAhead][m][0] = tiles[m][l * kTileVectors + lane];
+      ahead[l % kAhead][m][1] = tiles[m][l * kTileVectors + kWarpSize + lane];
     }
-  };
+  }
+  // As early as may be: before the barrier that the product waits for.
+  PLUMBLINE_DEVICE void LoadFirst() {
 #pragma unroll
-  for (int l = 0; l < (kAhead < kDepth ? kAhead : kDepth); ++l) load(l);
+    for (int l = 0; l < (kAhead < kDepth ? kAhead : kDepth); ++l) Load(l);
+  }
+};
+
+// sums += A B, once LoadFirst has been called.
+template <int kDepth, int kTiles, int kRows>
+PLUMBLINE_DEVICE void MultiplyAdd(TileSums (&sums)[kTiles], TileRows<kDepth, kTiles>& a, const SplitRows<kRows>& b) {
 #pragma unroll
   for (int l = 0; l < kDepth; ++l) {
     uint4 now[kTiles][2];
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      now[m][0] = a[l % kAhead][m][0];
-      now[m][1] = a[l % kAhead][m][1];
+      now[m][0] = a.ahead[l % kAhead][m][0];
+      now[m][1] = a.ahead[l % kAhead][m][1];
     }
-    if (l + kAhead < kDepth) load(l + kAhead);
+    if (l + kAhead < kDepth) a.Load(l + kAhead);
     uint32_t rows[2][kColumnTiles][2];
     LoadRows(rows[0], b.rounded, l);
     LoadRows(rows[1], b.lost, l);
@@ -98,7 +109,7 @@ PLUMBLINE_DEVICE void MultiplyAdd(TileSums (&sums)[kTiles], const uint4* const (
     for (int part = 0; part < 3; ++part) {  // rounded x rounded, rounded x lost, lost x rounded
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
-        if (l >= depths[m]) continue;
+        if (l >= a.depths[m]) continue;
         const uint4 x = now[m][part / 2];
         const uint32_t fragment[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
@@ -124,8 +135,11 @@ PLUMBLINE_DEVICE int NthPrompt(const int32_t* num_prompt_rows, int num_sequences
   return -1;
 }
 
+constexpr int kValueStride = kColumns + 8;  // floats: no conflicts where lanes read pairs
+
 template <int kKeyTiles>
 struct WalkMemory {
+  float values[kChunkTokens * kValueStride];  // V of the next chunk
   SplitRows<16 * kKeyTiles> state;
   SplitRows<kChunkTokens> r, x, decayed_x;
 };
@@ -134,6 +148,26 @@ struct WalkMemory {
 struct WalkTask {
   int sequence, head, column;  // the first of its columns
 };
+
+// Starts to copy V of the next rows, a chunk of them at most, zeros from there on.
+PLUMBLINE_DEVICE void CopyValues(const DeltaNetStep& step, const WalkTask& task, int64_t row, int num_rows, float* values) {
+  if (num_rows <= 0) return;
+  const float* from = ValueAt(step, row, task.head) + task.column;
+  const int64_t stride = ConvStride(step);
+  const int num_columns = step.value_dim - task.column;
+  const bool in_fours = stride % 4 == 0 && step.value_dim % 4 == 0 && reinterpret_cast<uintptr_t>(step.conv) % 16 == 0;
+  for (int i = threadIdx.x; i < kChunkTokens * kColumns / 4; i += kThreads) {
+    const int r = i / (kColumns / 4), column = i % (kColumns / 4) * 4;
+    float* to = values + r * kValueStride + column;
+    if (in_fours) {
+      CopyAsync16(to, from + r * stride + column, r < num_rows && column < num_columns);
+    } else {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) to[c] = r < num_rows && column + c < num_columns ? from[r * stride + column + c] : 0.0f;
+    }
+  }
+  CommitCopies();
+}
 
 // Warps 0 and 1 take the rows of K, 2 and 3 those of Q: row tiles 0 and 3, or 1 and 2, which are equally far below the
 // diagonal.
@@ -180,6 +214,7 @@ PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operan
   }
   if (!is_fresh) for_state([&](int64_t at, float& x) { x = state_of_head[at]; });
   share_state();
+  CopyValues(step, task, begin, num_prompt_rows, memory.values);
 
   for (int first = 0; first < num_prompt_rows; first += kChunkTokens) {
     const int64_t chunk = first_chunk + first / kChunkTokens;
@@ -187,61 +222,67 @@ PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operan
     const int64_t head_at = chunk * step.num_heads + task.head, lower_at = head_at * kLowerTiles * kTileVectors;
     const float2* decays = operands.decays + head_at * kChunkTokens;
     const int count = min(kChunkTokens, num_prompt_rows - first);
-    float values[2][kColumnTiles][4], decay[2][2];
+    float decay[2][2];
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = row_tiles[m] * 16 + g + half * 8;
-        const float* v = ValueAt(step, begin + first + row, task.head) + task.column;
-        decay[m][half] = decays[row].x;
-#pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int column = n * 8 + 2 * t + e;
-            values[m][n][2 * half + e] = has_keys && row < count && task.column + column < dim ? v[column] : 0.0f;
-          }
-        }
-      }
+      decay[m][0] = decays[row_tiles[m] * 16 + g].x;
+      decay[m][1] = decays[row_tiles[m] * 16 + g + 8].x;
     }
-    __syncthreads();  // the state is there
+    const uint4* rows = (has_keys ? operands.keys : operands.queries) + keys_at;
+    TileRows<kKeyTiles, 2> keys_or_queries = {
+        {rows + row_tiles[0] * kKeyTiles * kTileVectors, rows + row_tiles[1] * kKeyTiles * kTileVectors},
+        {kKeyTiles, kKeyTiles}};
+    keys_or_queries.LoadFirst();
+    WaitForCopies<0>();
+    __syncthreads();  // the state and V are there
     TileSums sums[2] = {};
-    {
-      const uint4* operand = (has_keys ? operands.keys : operands.queries) + keys_at;
-      const uint4* tiles[2] = {operand + row_tiles[0] * kKeyTiles * kTileVectors,
-                               operand + row_tiles[1] * kKeyTiles * kTileVectors};
-      const int depths[2] = {kKeyTiles, kKeyTiles};
-      MultiplyAdd<kKeyTiles>(sums, tiles, depths, memory.state);
-    }
+    MultiplyAdd(sums, keys_or_queries, memory.state);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float read = decay[m][e / 2] * sums[m][n][e];
-          sums[m][n][e] = has_keys ? values[m][n][e] - read : read;
+        for (int half = 0; half < 2; ++half) {
+          float &x = sums[m][n][2 * half], &y = sums[m][n][2 * half + 1];
+          x *= decay[m][half];
+          y *= decay[m][half];
+          if (!has_keys) continue;
+          const int at = (row_tiles[m] * 16 + g + half * 8) * kValueStride + n * 8 + 2 * t;
+          const float2 v = *reinterpret_cast<const float2*>(memory.values + at);
+          x = v.x - x;
+          y = v.y - y;
         }
       }
       if (has_keys) StoreSums(memory.r, row_tiles[m], sums[m], 1.0f, 1.0f);
     }
-    __syncthreads();  // R is there
-    {
-      TileSums x[1] = {};
-      const uint4* tiles[1] = {operands.solution + lower_at + LowerTile(warp, 0) * kTileVectors};
-      const int depths[1] = {warp + 1};
-      MultiplyAdd<kChunkTiles>(x, tiles, depths, memory.r);
-      StoreSums(memory.x, warp, x[0], 1.0f, 1.0f);
-      StoreSums(memory.decayed_x, warp, x[0], decays[warp * 16 + g].y, decays[warp * 16 + g + 8].y);
+    TileRows<kChunkTiles, 1> solution = {{operands.solution + lower_at + LowerTile(warp, 0) * kTileVectors}, {warp + 1}};
+    solution.LoadFirst();
+    __syncthreads();  // R is there, V no longer needed
+    CopyValues(step, task, begin + first + kChunkTokens, num_prompt_rows - first - kChunkTokens, memory.values);
+    TileSums x[1] = {};
+    MultiplyAdd(x, solution, memory.r);
+    StoreSums(memory.x, warp, x[0], 1.0f, 1.0f);
+    StoreSums(memory.decayed_x, warp, x[0], decays[warp * 16 + g].y, decays[warp * 16 + g + 8].y);
+
+    TileRows<kChunkTiles, kStateTiles> keys_transposed = {};
+#pragma unroll
+    for (int i = 0; i < kStateTiles; ++i) {
+      keys_transposed.tiles[i] = operands.keys_transposed + keys_at + (warp * kStateTiles + i) * kChunkTiles * kTileVectors;
+      keys_transposed.depths[i] = has_state ? kChunkTiles : 0;
+    }
+    const uint4* lower = operands.weights + lower_at;
+    TileRows<kChunkTiles, 2> weights = {
+        {lower + LowerTile(row_tiles[0], 0) * kTileVectors, lower + LowerTile(row_tiles[1], 0) * kTileVectors},
+        {row_tiles[0] + 1, row_tiles[1] + 1}};
+    if (has_keys) {
+      keys_transposed.LoadFirst();
+    } else {
+      weights.LoadFirst();
     }
     __syncthreads();  // X is there
     if (!has_keys) {
-      const uint4* weights = operands.weights + lower_at;
-      const uint4* tiles[2] = {weights + LowerTile(row_tiles[0], 0) * kTileVectors,
-                               weights + LowerTile(row_tiles[1], 0) * kTileVectors};
-      const int depths[2] = {row_tiles[0] + 1, row_tiles[1] + 1};
-      MultiplyAdd<kChunkTiles>(sums, tiles, depths, memory.x);
+      MultiplyAdd(sums, weights, memory.x);
+      keys_transposed.LoadFirst();
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -262,19 +303,15 @@ PLUMBLINE_DEVICE void Walk(const DeltaNetStep& step, const ChunkOperands& operan
     }
     if (has_state) {
       const float decay_of_chunk = decays[kChunkTokens - 1].x;
-      const uint4* tiles[kStateTiles];
-      int depths[kStateTiles];
 #pragma unroll
       for (int i = 0; i < kStateTiles; ++i) {
-        tiles[i] = operands.keys_transposed + keys_at + (warp * kStateTiles + i) * kChunkTiles * kTileVectors;
-        depths[i] = kChunkTiles;
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) state[i][n][e] *= decay_of_chunk;
         }
       }
-      MultiplyAdd<kChunkTiles>(state, tiles, depths, memory.decayed_x);
+      MultiplyAdd(state, keys_transposed, memory.decayed_x);
       share_state();
     }
   }

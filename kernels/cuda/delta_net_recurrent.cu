@@ -149,8 +149,9 @@ template <int kKeyTiles>
 void LaunchRecurrence(const DeltaNetStep& step, cudaStream_t stream) {
   const int64_t tasks = int64_t{step.num_sequences} * step.num_heads * BlocksFor(step.value_dim, kColumns);
   const size_t shared = (2 * 16 * kKeyTiles + 4 + kWarps * 8 * kPartial) * sizeof(float);
+  const bool in_fours = step.value_dim % 4 == 0 && reinterpret_cast<uintptr_t>(step.state) % 16 == 0;
   Launch({static_cast<unsigned>(tasks), kThreads, shared, stream},
-         step.value_dim % 4 == 0 ? RecurrentKernel<kKeyTiles, true> : RecurrentKernel<kKeyTiles, false>, step);
+         in_fours ? RecurrentKernel<kKeyTiles, true> : RecurrentKernel<kKeyTiles, false>, step);
 }
 
 }  // namespace
