@@ -1,4 +1,4 @@
-// Linear and GatedLinear of every CPU arithmetic: right (against a float64 evaluation, which also
+// Linear and GatedLinear of every arithmetic: right (against a float64 evaluation, which also
 // judges the reference backend), and with bits that depend on nothing but the row itself.
 #include <gmock/gmock.h>
 
@@ -8,9 +8,7 @@ namespace plumbline {
 namespace {
 
 class LinearParity : public ArithmeticTest {};
-INSTANTIATE_TEST_SUITE_P(All, LinearParity,
-                         testing::Combine(testing::ValuesIn(AllArithmetics()), kActTypes),
-                         NameOfParam);
+INSTANTIATE_TEST_SUITE_P(All, LinearParity, AllParams(), NameOfParam);
 
 // k: a multiple of 32 x leaves or not, leaves that end inside a tile, a leaf shorter than the
 // others, leaves left empty.
@@ -30,7 +28,7 @@ TEST_P(LinearParity, LinearEqualsFloat64WithinRounding) {
   for (LinearShape shape : kShapes) {
     shape.dtype = dtype();
     const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 1);
-    LinearCase linear = MakeCase(backend_, shape, {weight});
+    LinearCase linear = MakeLinear(shape, {weight});
     linear.bias.resize(shape.n);
     for (int64_t n = 0; n < shape.n; ++n) linear.bias[n] = 0.25f * n;
     for (int64_t rows : kRowCounts) {
@@ -49,7 +47,7 @@ TEST_P(LinearParity, LinearEqualsFloat64WithinRounding) {
 
 TEST_P(LinearParity, RoundedColumnsAreTheOthersRounded) {
   const LinearShape shape = {.n = 203, .k = 96, .dtype = dtype()};
-  LinearCase linear = MakeCase(backend_, shape, {RandomMatrix(dtype(), shape.n, shape.k, 1)});
+  LinearCase linear = MakeLinear(shape, {RandomMatrix(dtype(), shape.n, shape.k, 1)});
   for (int64_t n = 0; n < shape.n; ++n) linear.bias.push_back(0.25f * n);
   for (int64_t rows : kRowCounts) {
     const Matrix x = RandomMatrix(dtype(), rows, shape.k, 2);
@@ -77,7 +75,7 @@ TEST_P(LinearParity, GatedLinearEqualsFloat64WithinRounding) {
         LinearShape{.n = 2, .k = 40, .gated = true}}) {
     shape.dtype = dtype();
     Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 3);
-    const LinearCase linear = MakeCase(backend_, shape, {weight});
+    const LinearCase linear = MakeLinear(shape, {weight});
     for (int64_t rows : kRowCounts) {
       const Matrix x = RandomMatrix(dtype(), rows, shape.k, 4);
       const Matrix out = linear.RunGated(x);
@@ -98,8 +96,8 @@ TEST_P(LinearParity, SourceOfAnotherTypeIsConvertedOnce) {
     for (int64_t i = 0; i < shape.n * shape.k; ++i)
       converted.Set(i, static_cast<float>(original.values[i]));
     const Matrix x = RandomMatrix(dtype(), 3, shape.k, 6);
-    EXPECT_EQ(MakeCase(backend_, shape, {original}).Run(x),
-              MakeCase(backend_, shape, {converted}).Run(x));
+    EXPECT_EQ(MakeLinear(shape, {original}).Run(x),
+              MakeLinear(shape, {converted}).Run(x));
   }
 }
 
@@ -107,18 +105,18 @@ TEST_P(LinearParity, RowsKeepTheirBitsInAnyBatch) {
   const Matrix x = RandomMatrix(dtype(), 130, 288, 7);
   const LinearShape shape{.n = 70, .k = 288, .num_leaves = 8, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 8);
-  const LinearCase linear = MakeCase(backend_, shape, {weight});
+  const LinearCase linear = MakeLinear(shape, {weight});
   EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return linear.Run(rows); }));
 
   LinearShape gated_shape{.n = 70, .k = 288, .dtype = dtype(), .gated = true};
-  const LinearCase gated = MakeCase(backend_, gated_shape, {weight});
+  const LinearCase gated = MakeLinear(gated_shape, {weight});
   EXPECT_TRUE(RowsKeepTheirBits<uint8_t>(
       x, [&](const Matrix& rows) { return gated.RunGated(rows).bytes; }));
 
   // Control: a sum whose order depends on the number of rows is caught.
   LinearShape one_leaf = shape;
   one_leaf.num_leaves = 1;
-  const LinearCase other = MakeCase(backend_, one_leaf, {weight});
+  const LinearCase other = MakeLinear(one_leaf, {weight});
   EXPECT_FALSE(RowsKeepTheirBits<float>(
       x, [&](const Matrix& rows) { return rows.rows > 16 ? linear.Run(rows) : other.Run(rows); }));
 }
@@ -127,8 +125,8 @@ TEST_P(LinearParity, RowsKeepTheirBitsInAnyBatch) {
 TEST_P(LinearParity, LongSumsKeepTheirBitsInAnyBatch) {
   const LinearShape shape{.n = 40, .k = 1500, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 9);
-  const Matrix x = RandomMatrix(dtype(), 530, shape.k, 10);
-  const LinearCase linear = MakeCase(backend_, shape, {weight});
+  const Matrix x = RandomMatrix(dtype(), kManyRows, shape.k, 10);
+  const LinearCase linear = MakeLinear(shape, {weight});
   EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return linear.Run(rows); }));
 }
 
@@ -136,8 +134,8 @@ TEST_P(LinearParity, LongSumsKeepTheirBitsInAnyBatch) {
 TEST_P(LinearParity, LargeOutputsKeepTheirBitsInAnyBatch) {
   const LinearShape shape{.n = 2064, .k = 40, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 21);
-  const Matrix x = RandomMatrix(dtype(), 530, shape.k, 22);
-  const LinearCase linear = MakeCase(backend_, shape, {weight});
+  const Matrix x = RandomMatrix(dtype(), kManyRows, shape.k, 22);
+  const LinearCase linear = MakeLinear(shape, {weight});
   EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return linear.Run(rows); }));
 }
 
@@ -145,13 +143,13 @@ TEST_P(LinearParity, ColumnsKeepTheirBitsOnAnyRank) {
   const LinearShape shape{.n = 150, .k = 200, .num_leaves = 2, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 11);
   const Matrix x = RandomMatrix(dtype(), 17, shape.k, 12);
-  const std::vector<float> whole = MakeCase(backend_, shape, {weight}).Run(x);
+  const std::vector<float> whole = MakeLinear(shape, {weight}).Run(x);
   for (int64_t cut : {1, 37, 64, 75}) {
     for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, cut}, {cut, shape.n}}) {
       LinearShape part = shape;
       part.n = last - first;
       const std::vector<float> out =
-          MakeCase(backend_, part, {.weight = weight, .first_row = first}).Run(x);
+          MakeLinear(part, {.weight = weight, .first_row = first}).Run(x);
       for (int64_t r = 0; r < x.rows; ++r) {
         ASSERT_TRUE(
             SameBits(&out[r * part.n], &whole[r * shape.n + first], part.n * sizeof(float)));
@@ -164,7 +162,7 @@ TEST_P(LinearParity, LeavesKeepTheirBitsOnAnyRank) {
   const LinearShape whole_shape{.n = 45, .k = 8 * 72, .num_leaves = 8, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), whole_shape.n, whole_shape.k, 13);
   const Matrix x = RandomMatrix(dtype(), 33, whole_shape.k, 14);
-  const std::vector<float> whole = MakeCase(backend_, whole_shape, {weight}).Run(x);
+  const std::vector<float> whole = MakeLinear(whole_shape, {weight}).Run(x);
 
   // The sum of `ranks` ranks' subtrees, each rank with its own columns of x and W.
   const auto on_ranks = [&](int ranks, const Matrix& weight, const Matrix& x) {
@@ -179,7 +177,7 @@ TEST_P(LinearParity, LeavesKeepTheirBitsOnAnyRank) {
                           x.values[i / shape.k * x.columns + rank * shape.k + i % shape.k]));
       }
       partials.push_back(
-          MakeCase(backend_, shape, {.weight = weight, .first_column = rank * shape.k})
+          MakeLinear(shape, {.weight = weight, .first_column = rank * shape.k})
               .Run(x_part));
     }
     for (int step = 1; step < ranks; step *= 2) {
@@ -195,14 +193,14 @@ TEST_P(LinearParity, LeavesKeepTheirBitsOnAnyRank) {
 }
 
 TEST_P(LinearParity, ThreadsDoNotChangeBits) {
-  if (std::get<0>(GetParam()) == "reference-1") GTEST_SKIP() << "one thread only";
+  if (arithmetic() == "reference-1" || arithmetic() == "cuda") GTEST_SKIP() << "no threads to choose";
   const LinearShape shape{.n = 200, .k = 320, .num_leaves = 8, .dtype = dtype()};
   const Matrix weight = RandomMatrix(dtype(), shape.n, shape.k, 15);
   for (int64_t rows : {1, 70}) {
     const Matrix x = RandomMatrix(dtype(), rows, shape.k, 16);
-    const std::vector<float> expected = MakeCase(backend_, shape, {weight}).Run(x);
+    const std::vector<float> expected = MakeLinear(shape, {weight}).Run(x);
     for (int threads : {1, 3, 5}) {
-      Backend backend = MakeBackend(std::get<0>(GetParam()), threads);
+      Backend backend = BackendOf(arithmetic(), threads);
       const LinearCase linear = MakeCase(backend, shape, {weight});
       for (int repeat = 0; repeat < 3; ++repeat) EXPECT_EQ(linear.Run(x), expected);
     }

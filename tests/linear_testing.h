@@ -15,6 +15,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/half.h"
+#include "tests/ops_test_util.h"
 
 namespace plumbline {
 
@@ -25,15 +26,23 @@ inline double ActUnit(DType dtype) {
   return dtype == DType::kBf16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : kUnit;
 }
 
-inline Backend MakeBackend(const std::string& arithmetic, int num_threads = 2) {
-  if (arithmetic == "reference-1") return MakeReferenceBackend();
-  return MakeCpuBackend({.arithmetic = arithmetic, .num_threads = num_threads});
+// With the reference, which float64 judges too; CUDA's tests leave it to those of the CPU.
+inline std::vector<std::string> AllArithmetics() {
+  std::vector<std::string> names = TestedArithmetics();
+#ifndef PLUMBLINE_TEST_CUDA
+  names.push_back("reference-1");
+#endif
+  return names;
 }
 
-inline std::vector<std::string> AllArithmetics() {
-  std::vector<std::string> names = CpuArithmetics();
-  names.push_back("reference-1");
-  return names;
+// Where the roles have kernels of their own.
+enum class RowRole { kPrompt, kGenerated };
+inline std::vector<RowRole> TestedRoles() {
+#ifdef PLUMBLINE_TEST_CUDA
+  return {RowRole::kPrompt, RowRole::kGenerated};
+#else
+  return {RowRole::kPrompt};
+#endif
 }
 
 // A host matrix whose elements are exactly representable in its dtype.
@@ -133,6 +142,7 @@ struct LinearCase {
   LinearShape shape;
   Buffer packed;
   std::vector<float> bias = {};
+  int64_t num_generated = 0;  // of the rows, as many as there are
 
   std::vector<float> Run(const Matrix& x, Matrix* rounded = nullptr) const {
     const int64_t columns = shape.n - (rounded ? rounded->columns : 0);
@@ -143,7 +153,8 @@ struct LinearCase {
          .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
          .shape = shape,
          .bias = bias.empty() ? ConstTensor() : ConstTensor(bias.data(), DType::kF32, {shape.n}),
-         .rounded = rounded ? Tensor(rounded->bytes.data(), shape.dtype, {x.rows, rounded->columns}) : Tensor()});
+         .rounded = rounded ? Tensor(rounded->bytes.data(), shape.dtype, {x.rows, rounded->columns}) : Tensor(),
+         .num_generated = std::min(num_generated, x.rows)});
     if (rounded) rounded->ReadValues();
     return out;
   }
@@ -152,7 +163,8 @@ struct LinearCase {
     backend.ops->GatedLinear({.out = Tensor(out.bytes.data(), shape.dtype, {x.rows, shape.n / 2}),
                               .x = x.view(),
                               .weight = packed.View(DType::kU8, {backend.ops->PackedBytes(shape)}),
-                              .shape = shape});
+                              .shape = shape,
+                              .num_generated = std::min(num_generated, x.rows)});
     out.ReadValues();
     return out;
   }
@@ -200,6 +212,12 @@ inline bool SameBits(const void* a, const void* b, size_t num_bytes) {
 }
 
 inline const int64_t kRowCounts[] = {1, 2, 3, 7, 16, 17, 64, 130};
+// The most rows of a batch: the host's CUDA takes its time.
+#ifdef PLUMBLINE_TEST_CUDA
+inline constexpr int64_t kManyRows = 140;
+#else
+inline constexpr int64_t kManyRows = 530;
+#endif
 
 // Whether run(rows of x) gives every row the bits it has in the largest batch, at several places in
 // the batch.
@@ -217,18 +235,29 @@ bool RowsKeepTheirBits(const Matrix& x, const std::function<std::vector<T>(const
   return true;
 }
 
-using Param = std::tuple<std::string, DType>;
+using Param = std::tuple<std::string, DType, RowRole>;
 inline std::string NameOfParam(const testing::TestParamInfo<Param>& info) {
   std::string name = std::get<0>(info.param) + "_" + NameOf(std::get<1>(info.param));
+  if (std::get<2>(info.param) == RowRole::kGenerated) name += "_generated";
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
-inline const auto kActTypes = testing::Values(DType::kBf16, DType::kF16, DType::kF32);
+inline auto AllParams() {
+  return testing::Combine(testing::ValuesIn(AllArithmetics()), testing::ValuesIn(kActTypes), testing::ValuesIn(TestedRoles()));
+}
 
 class ArithmeticTest : public testing::TestWithParam<Param> {
  protected:
+  const std::string& arithmetic() const { return std::get<0>(GetParam()); }
   DType dtype() const { return std::get<1>(GetParam()); }
-  Backend backend_ = MakeBackend(std::get<0>(GetParam()));
+  RowRole role() const { return std::get<2>(GetParam()); }
+  // Its rows have the test's role.
+  LinearCase MakeLinear(const LinearShape& shape, const PackSource& source) {
+    LinearCase linear = MakeCase(backend_, shape, source);
+    if (role() == RowRole::kGenerated) linear.num_generated = std::numeric_limits<int64_t>::max();
+    return linear;
+  }
+  Backend backend_ = BackendOf(std::get<0>(GetParam()));
 };
 
 }  // namespace plumbline

@@ -1,4 +1,4 @@
-// MoeMlp of every CPU arithmetic and of the reference, against float64.
+// MoeMlp of every arithmetic and of the reference, against float64.
 #include "tests/linear_testing.h"
 
 namespace plumbline {
@@ -7,8 +7,9 @@ namespace {
 struct MoeCase {
   static constexpr int64_t kHidden = 72, kInner = 80, kExperts = 6, kTopK = 3;
 
-  MoeCase(Backend& backend, DType dtype)
+  MoeCase(Backend& backend, DType dtype, RowRole role = RowRole::kPrompt)
       : backend(backend),
+        role(role),
         gate_up_shape{.n = 2 * kInner, .k = kHidden, .dtype = dtype, .gated = true},
         down_shape{.n = kHidden, .k = kInner, .num_leaves = 8, .dtype = dtype} {
     const int64_t gate_up_bytes = backend.ops->PackedBytes(gate_up_shape);
@@ -38,7 +39,7 @@ struct MoeCase {
     }
     experts.resize(x.rows * kTopK);
     weights.resize(x.rows * kTopK);
-    backend.ops->MoeRoute({.experts = Tensor(experts.data(), DType::kI32, {x.rows, kTopK}),
+    MakeReferenceBackend().ops->MoeRoute({.experts = Tensor(experts.data(), DType::kI32, {x.rows, kTopK}),
                            .weights = Tensor(weights.data(), DType::kF32, {x.rows, kTopK}),
                            .logits = ConstTensor(logits.data(), DType::kF32, {x.rows, kExperts}),
                            .renormalize = true});
@@ -55,11 +56,13 @@ struct MoeCase {
          .gate_up = gate_up.View(DType::kU8, {kExperts, backend.ops->PackedBytes(gate_up_shape)}),
          .down = down.View(DType::kU8, {kExperts, backend.ops->PackedBytes(down_shape)}),
          .gate_up_shape = gate_up_shape,
-         .down_shape = down_shape});
+         .down_shape = down_shape,
+         .num_generated = role == RowRole::kGenerated ? x.rows : 0});
     return out;
   }
 
   Backend& backend;
+  RowRole role;
   LinearShape gate_up_shape, down_shape;
   Buffer gate_up, down;
   std::vector<Matrix> gate_up_weights, down_weights;
@@ -68,12 +71,10 @@ struct MoeCase {
 };
 
 class MoeParity : public ArithmeticTest {};
-INSTANTIATE_TEST_SUITE_P(All, MoeParity,
-                         testing::Combine(testing::ValuesIn(AllArithmetics()), kActTypes),
-                         NameOfParam);
+INSTANTIATE_TEST_SUITE_P(All, MoeParity, AllParams(), NameOfParam);
 
 TEST_P(MoeParity, MlpEqualsFloat64WithinRounding) {
-  MoeCase moe(backend_, dtype());
+  MoeCase moe(backend_, dtype(), role());
   for (int64_t rows : {1, 5, 64}) {
     const Matrix x = RandomMatrix(dtype(), rows, MoeCase::kHidden, 21);
     const std::vector<float> out = moe.Run(x);
@@ -107,7 +108,7 @@ TEST_P(MoeParity, MlpEqualsFloat64WithinRounding) {
 }
 
 TEST_P(MoeParity, TokensKeepTheirBitsInAnyBatch) {
-  MoeCase moe(backend_, dtype());
+  MoeCase moe(backend_, dtype(), role());
   const Matrix x = RandomMatrix(dtype(), 130, MoeCase::kHidden, 22);
   EXPECT_TRUE(RowsKeepTheirBits<float>(x, [&](const Matrix& rows) { return moe.Run(rows); }));
 }

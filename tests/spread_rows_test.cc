@@ -71,8 +71,10 @@ class SpreadRows : public testing::TestWithParam<std::string> {
 };
 
 std::vector<std::string> Arithmetics() {
-  std::vector<std::string> all = {"reference-1"};
-  for (const std::string& arithmetic : CpuArithmetics()) all.push_back(arithmetic);
+  std::vector<std::string> all = TestedArithmetics();
+#ifndef PLUMBLINE_TEST_CUDA
+  all.push_back("reference-1");
+#endif
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(All, SpreadRows, testing::ValuesIn(Arithmetics()), [](const auto& info) {

@@ -8,11 +8,15 @@ set(PLUMBLINE_CUDA_SOURCES
   delta_net_chunks.cu
   delta_net_prepare.cu
   delta_net_recurrent.cu
+  f32_linear.cu
+  few_row_linear.cu
   linear.cu
   logits.cu
+  many_row_linear.cu
   moe.cu
   moe_route.cu
   pack.cu
+  padded_rows.cu
   residual.cu
   rope.cu
   sample.cu
