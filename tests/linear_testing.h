@@ -243,7 +243,8 @@ inline std::string NameOfParam(const testing::TestParamInfo<Param>& info) {
   return name;
 }
 inline auto AllParams() {
-  return testing::Combine(testing::ValuesIn(AllArithmetics()), testing::ValuesIn(kActTypes), testing::ValuesIn(TestedRoles()));
+  return testing::Combine(testing::ValuesIn(AllArithmetics()), testing::ValuesIn(kActTypes),
+                          testing::ValuesIn(TestedRoles()));
 }
 
 class ArithmeticTest : public testing::TestWithParam<Param> {

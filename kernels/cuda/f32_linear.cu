@@ -1,5 +1,5 @@
-// Products in f32, for audits: a block computes 16 rows by a tile of the weight, a thread one of them, by fmaf in ascending k, a leaf at a
-// time, then the balanced tree. Limited by the loads from shared memory, two a product.
+// Products in f32, for audits: a block computes 16 rows by a tile of the weight, a thread one of them, by fmaf in
+// ascending k, a leaf at a time, then the balanced tree. Limited by the loads from shared memory, two a product.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_work.cuh"
 #include "kernels/cuda/types.cuh"
@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kThreads) F32Kernel(LinearWork work) {
   float* shared_weight = shared_x + kF32RowTile * kStride;
   const int r = threadIdx.x / kTileRows, w = threadIdx.x % kTileRows;
   const int64_t first_step = work.first_leaf * work.packed.leaf_steps;
-  const float* weight = reinterpret_cast<const float*>(static_cast<const char*>(work.weight) + tile.expert * work.expert_bytes) +
-                        (blockIdx.y * work.packed.num_steps + first_step) * kTileRows * kStepColumns;
+  const float* weight =
+      WeightOf<float>(work, tile.expert) + (blockIdx.y * work.packed.num_steps + first_step) * kTileRows * kStepColumns;
   const float* x = XRowAt<float>(work, tile.first + (r < tile.count ? r : 0)) + first_step * kStepColumns;
 
   float sum[1][4] = {};  // one of them is in use
@@ -35,7 +35,9 @@ __global__ void __launch_bounds__(kThreads) F32Kernel(LinearWork work) {
       }
       __syncthreads();
 #pragma unroll
-      for (int i = 0; i < kStepColumns; ++i) sum[0][0] = fmaf(shared_x[r * kStride + i], shared_weight[w * kStride + i], sum[0][0]);
+      for (int i = 0; i < kStepColumns; ++i) {
+        sum[0][0] = fmaf(shared_x[r * kStride + i], shared_weight[w * kStride + i], sum[0][0]);
+      }
     }
     if (work.result == LinearResult::kLeaves) {
       if (r < tile.count) StoreLeaf(work, row, leaf, int64_t{blockIdx.y} * kTileRows + w, sum[0][0]);
@@ -47,7 +49,9 @@ __global__ void __launch_bounds__(kThreads) F32Kernel(LinearWork work) {
   const float other = __shfl_xor_sync(kAllLanes, sum[0][0], 8);  // gated: the up projection of the lane's gate
   if (r >= tile.count) return;
   if (work.result == LinearResult::kSum) StoreSum<float>(work, row, int64_t{blockIdx.y} * kTileRows + w, sum[0][0]);
-  if (work.result == LinearResult::kGated && w < 8) StoreGated<float>(work, row, int64_t{blockIdx.y} * 8 + w, sum[0][0], other);
+  if (work.result == LinearResult::kGated && w < 8) {
+    StoreGated<float>(work, row, int64_t{blockIdx.y} * 8 + w, sum[0][0], other);
+  }
 }
 
 }  // namespace

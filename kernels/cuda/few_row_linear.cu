@@ -1,12 +1,14 @@
 // Products of generated rows: a block streams two tiles of the weight past at most 16 rows.
 //
-// Order of a sum: a leaf is cut into 8 slices of whole steps of 32 columns, slice i being steps [i s / 8, (i + 1) s / 8) of its s; a slice
-// is one accumulation in ascending k, the slices of a leaf combine in the balanced tree, then the leaves. So the cut is a function of
-// leaf_k alone. The 8 warps of a block take equal runs of slices, subtrees of the one tree, and combine at the end.
+// Order of a sum: a leaf is cut into 8 slices of whole steps of 32 columns, slice i being steps [i s / 8, (i + 1) s /
+// 8) of its s; a slice is one accumulation in ascending k, the slices of a leaf combine in the balanced tree, then the
+// leaves. So the cut is a function of leaf_k alone. The 8 warps of a block take equal runs of slices, subtrees of the
+// one tree, and combine at the end.
 //
-// Limited by the bytes of the weight: a warp keeps two or three steps (2 KiB each) of its own stream under way, a block of 8 warps 32 KiB and
-// more, two blocks a multiprocessor. Expected: 85-90 % of memory bandwidth up to 16 rows. Further tiles of rows run beside
-// the first (they are neighbours in the grid) and find the weight in L2, whose bandwidth then limits.
+// Limited by the bytes of the weight: a warp keeps two or three steps (2 KiB each) of its own stream under way, a block
+// of 8 warps 32 KiB and more, two blocks a multiprocessor. Expected: 85-90 % of memory bandwidth up to 16 rows. Further
+// tiles of rows run beside the first (they are neighbours in the grid) and find the weight in L2, whose bandwidth then
+// limits.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_work.cuh"
 #include "kernels/cuda/types.cuh"
@@ -26,7 +28,9 @@ constexpr size_t kSumBytes = size_t{kWarps} * kFewRowTile * kSumStride * sizeof(
 constexpr size_t kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
 
 // First step of slice s, counted through the leaves.
-PLUMBLINE_DEVICE int SliceBegin(int s, int leaf_steps) { return s / kSlices * leaf_steps + s % kSlices * leaf_steps / kSlices; }
+PLUMBLINE_DEVICE int SliceBegin(int s, int leaf_steps) {
+  return s / kSlices * leaf_steps + s % kSlices * leaf_steps / kSlices;
+}
 
 // One warp's stream through its steps: weight and x to its part of the ring.
 template <typename T>
@@ -48,7 +52,8 @@ struct Stream {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      CopyAsync16(to + kTiles * kStepVectors + XVector(lane / 4 + 8 * i, lane % 4), x[i] + int64_t{step} * kStepColumns, has_row[i]);
+      const int vector = kTiles * kStepVectors + XVector(lane / 4 + 8 * i, lane % 4);
+      CopyAsync16(to + vector, x[i] + int64_t{step} * kStepColumns, has_row[i]);
     }
   }
 };
@@ -78,8 +83,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2) FewRowKernel(LinearWork 
 
   Stream<T> stream;
   stream.tile_vectors = work.packed.num_steps * kStepVectors;
-  stream.weight = reinterpret_cast<const uint4*>(static_cast<const char*>(work.weight) + tile.expert * work.expert_bytes) +
-                  first_tile * stream.tile_vectors + first_step * kStepVectors + lane;
+  stream.weight =
+      WeightOf<uint4>(work, tile.expert) + first_tile * stream.tile_vectors + first_step * kStepVectors + lane;
   stream.has_second_tile = first_tile + 1 < work.packed.num_tiles;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -148,14 +153,16 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 2) FewRowKernel(LinearWork 
     if constexpr (kResult == LinearResult::kGated) {
       const int column = lane % 16, place = column / 8 * kTileRows + column % 8;
       if (lane < 16) {
-        StoreGated<T>(work, row, first_tile * 8 + column, TreeOfWarps(sum + place, 0, kWarps), TreeOfWarps(sum + place + 8, 0, kWarps));
+        const float gate = TreeOfWarps(sum + place, 0, kWarps), up = TreeOfWarps(sum + place + 8, 0, kWarps);
+        StoreGated<T>(work, row, first_tile * 8 + column, gate, up);
       }
     } else if constexpr (kResult == LinearResult::kSum) {
       StoreSum<T>(work, row, first_tile * kTileRows + lane, TreeOfWarps(sum + lane, 0, kWarps));
     } else {
       const int warps_of_leaf = kWarps / num_leaves;
       for (int leaf = 0; leaf < num_leaves; ++leaf) {
-        StoreLeaf(work, row, leaf, first_tile * kTileRows + lane, TreeOfWarps(sum + lane, leaf * warps_of_leaf, warps_of_leaf));
+        const float root = TreeOfWarps(sum + lane, leaf * warps_of_leaf, warps_of_leaf);
+        StoreLeaf(work, row, leaf, first_tile * kTileRows + lane, root);
       }
     }
   }

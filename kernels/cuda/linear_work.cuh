@@ -1,5 +1,6 @@
 // LinearWork: one product of rows with a packed weight, as the kernels take it (few_row_linear.cu for generated rows,
-// many_row_linear.cu for prompt rows, f32_linear.cu for f32); Linear, GatedLinear and the experts of MoeMlp are all of this kind.
+// many_row_linear.cu for prompt rows, f32_linear.cu for f32); Linear, GatedLinear and the experts of MoeMlp are all of
+// this kind.
 #pragma once
 
 #include <cstdint>
@@ -82,6 +83,11 @@ PLUMBLINE_DEVICE RowTile TileOfBlock(const RowList& rows, int tile_rows) {
 }
 PLUMBLINE_DEVICE int64_t RowAt(const RowList& rows, int place) { return rows.rows == nullptr ? place : rows.rows[place]; }
 
+// Of the packed weight of an expert; T: uint4 or float.
+template <typename T>
+PLUMBLINE_DEVICE const T* WeightOf(const LinearWork& work, int expert) {
+  return reinterpret_cast<const T*>(static_cast<const char*>(work.weight) + expert * work.expert_bytes);
+}
 template <typename T>
 PLUMBLINE_DEVICE const T* XRowAt(const LinearWork& work, int place) {
   return static_cast<const T*>(work.x) + RowAt(work.rows, place) / work.rows.rows_per_x * work.x_stride;
@@ -111,7 +117,7 @@ template <int kSize>
 struct TreeCounter {
   float levels[3][kSize][4] = {};
 
-  // sums: number `index` of num. Afterwards the root if it was the last, else zeros. Without branches: they would double the registers.
+  // sums: number `index` of num. Afterwards the root if it was the last, else zeros. Branches would double the registers.
   PLUMBLINE_DEVICE void Add(float (&sums)[kSize][4], int index, int num) {
     bool is_open = true;
 #pragma unroll
@@ -130,7 +136,8 @@ struct TreeCounter {
   }
 };
 
-// ---- rows of x in shared memory, 32 columns of each: vectors of 16 bytes, placed so that eight rows of LoadMatrices hit different banks
+// ---- a step of x in shared memory ---------------------------------------------------------------------------------------
+// 32 columns of each row in vectors of 16 bytes, placed so that the eight rows of a matrix lie in different banks.
 
 PLUMBLINE_DEVICE int XVector(int row, int chunk) { return row * 4 + (chunk ^ (row >> 1 & 3)); }
 

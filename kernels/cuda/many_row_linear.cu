@@ -1,11 +1,13 @@
-// Products of prompt rows: blocks of 128 columns of the result by 128 rows, 64 where leaves are combined or experts chosen.
+// Products of prompt rows: blocks of 128 columns of the result by 128 rows, 64 where leaves are combined or experts
+// chosen.
 //
-// Order of a sum: a leaf is one accumulation in ascending k in registers, then the leaves' balanced tree as a binary counter, of which three
-// levels live in registers: that is why a block with a tree has half of the rows.
+// Order of a sum: a leaf is one accumulation in ascending k in registers, then the leaves' balanced tree as a binary
+// counter, of which three levels live in registers: that is why a block with a tree has half of the rows.
 //
-// Limited by the tensor cores: a step of 32 columns costs a warp 32 products of m16n8k16 for 6 KiB from shared memory, 48 clocks
-// a multiprocessor against 64 of an A100's tensor cores; with a tree 16 for 4 KiB, 32 against 32. Expected: 75-80 % of the
-// mma.sync peak without a tree, 60-65 % with. Tiles of rows are neighbours in the grid, so the weight is read from memory once.
+// Limited by the tensor cores: a step of 32 columns costs a warp 32 products of m16n8k16 for 6 KiB from shared memory,
+// 48 clocks a multiprocessor against 64 of an A100's tensor cores; with a tree 16 for 4 KiB, 32 against 32. Expected:
+// 75-80 % of the mma.sync peak without a tree, 60-65 % with. Tiles of rows are neighbours in the grid, so the weight is
+// read from memory once.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_work.cuh"
 #include "kernels/cuda/types.cuh"
@@ -35,7 +37,7 @@ struct Copies {
   bool has_row[kRowCopies];
 
   PLUMBLINE_DEVICE Copies(const LinearWork& work, const RowTile& tile, int64_t first_tile, int64_t first_step) {
-    const auto* vectors = reinterpret_cast<const uint4*>(static_cast<const char*>(work.weight) + tile.expert * work.expert_bytes);
+    const uint4* vectors = WeightOf<uint4>(work, tile.expert);
 #pragma unroll
     for (int i = 0; i < kWeightCopies; ++i) {
       const int vector = i * kThreads + threadIdx.x;
@@ -150,7 +152,8 @@ template <typename T, LinearResult kResult, int kGroups, bool kHasTree = false>
 void LaunchManyRow(const LinearWork& work, cudaStream_t stream) {
   const dim3 grid(NumRowTiles(work.rows, RowsOf(kGroups)), BlocksFor(work.packed.num_tiles, kTiles));
   if (grid.x == 0 || grid.y == 0) return;
-  Launch({grid, kThreads, size_t{kStages} * StageVectorsOf(kGroups) * 16, stream}, ManyRowKernel<T, kResult, kGroups, kHasTree>, work);
+  const LaunchShape shape = {grid, kThreads, size_t{kStages} * StageVectorsOf(kGroups) * 16, stream};
+  Launch(shape, ManyRowKernel<T, kResult, kGroups, kHasTree>, work);
 }
 
 static_assert(RowsOf(4) == kManyRowTile);

@@ -1,10 +1,11 @@
-// MoeMlp. A pair is a token with one of its experts, pair t K + i for token t. Pairs are sorted by expert on the device, the two products
-// run over tiles of pairs of one expert, on grids for as many tiles as there can be; blocks without a tile leave. The leaves of the second
-// product are kept apart, added over a token's experts, and combined: a pass over [pairs, leaves, D] in f32. The workspace bounds how
-// many leaves are taken at once; that does not change the tree.
+// MoeMlp. A pair is a token with one of its experts, pair t K + i for token t. Pairs are sorted by expert on the
+// device, the two products run over tiles of pairs of one expert, on grids for as many tiles as there can be; blocks
+// without a tile leave. The leaves of the second product are kept apart, added over a token's experts, and combined: a
+// pass over [pairs, leaves, D] in f32. The workspace bounds how many leaves are taken at once; that does not change the
+// tree.
 //
-// Limited like the linears by the experts' bytes for generated rows and by the tensor cores for prompt rows, there joined by
-// the traffic of the leaves, 8 D bytes a pair and leaf.
+// Limited like the linears by the experts' bytes for generated rows and by the tensor cores for prompt rows, there
+// joined by the traffic of the leaves, 8 D bytes a pair and leaf.
 #include <algorithm>
 
 #include "kernels/cuda/cuda_ops.h"
@@ -75,8 +76,8 @@ __global__ void TileKernel(RowTile* tiles, int num_tiles, const int32_t* begin, 
 }
 
 // out[t, d] = the tree over num_leaves leaves of the sum over the token's experts.
-__global__ void CombineKernel(float* out, const float* leaves, const float* weights, int top_k, int num_leaves, int64_t hidden,
-                              int64_t count) {
+__global__ void CombineKernel(float* out, const float* leaves, const float* weights, int top_k, int num_leaves,
+                              int64_t hidden, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const int64_t token = i / hidden, d = i % hidden;
@@ -121,7 +122,8 @@ void CudaOps::DoMoeMlp(const MoeMlpArgs& args) {
   Layout layout;
   const size_t padded_at = layout.Place(PaddedBytes(args.x, up)), begin_at = layout.Place((num_experts + 1) * 4);
   const size_t pairs_at = layout.Place(max_pairs * 4), tiles_at = layout.Place(max_tiles * sizeof(RowTile));
-  const size_t inner_at = layout.Place(max_pairs * inner_columns * size), padded_inner_at = layout.Place(PaddedBytes(inner_like, down));
+  const size_t inner_at = layout.Place(max_pairs * inner_columns * size);
+  const size_t padded_inner_at = layout.Place(PaddedBytes(inner_like, down));
   const size_t leaves_at = layout.Place(max_pairs * leaves_at_once * hidden * 4);
   const size_t roots_at = layout.Place(num_passes > 1 ? max_pairs / top_k * num_passes * hidden * 4 : 0);
   std::byte* memory = static_cast<std::byte*>(workspace_.Take(layout.total));
@@ -167,11 +169,13 @@ void CudaOps::DoMoeMlp(const MoeMlpArgs& args) {
     for (int pass = 0; pass < num_passes; ++pass) {
       work.first_leaf = pass * leaves_at_once;
       RunLinear(work, role, stream());
-      Launch({BlocksFor(count, kThreads), kThreads, 0, stream()}, CombineKernel, num_passes > 1 ? roots + pass * count : out, leaves,
+      float* root = num_passes > 1 ? roots + pass * count : out;
+      Launch({BlocksFor(count, kThreads), kThreads, 0, stream()}, CombineKernel, root, leaves,
              args.weights.as<float>() + first * top_k, static_cast<int>(top_k), leaves_at_once, hidden, count);
     }
     if (num_passes > 1) {
-      DoTreeSum({.out = Tensor(out, DType::kF32, {count}), .partials = ConstTensor(roots, DType::kF32, {num_passes, count})});
+      const ConstTensor partials(roots, DType::kF32, {num_passes, count});
+      DoTreeSum({.out = Tensor(out, DType::kF32, {count}), .partials = partials});
     }
   }
 }

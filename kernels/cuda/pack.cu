@@ -1,5 +1,5 @@
-// Packed weights (packed_weight.cuh). The source goes up as it is, in pieces, and is put in its places on the device: limited by the
-// copies, as the pieces' own traffic on the device is an order faster.
+// Packed weights (packed_weight.cuh). The source goes up as it is, in pieces, and is put in its places on the device:
+// limited by the copies, as the pieces' own traffic on the device is an order faster.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -19,7 +19,8 @@ constexpr int kThreads = 256;
 constexpr int64_t kPieceBytes = int64_t{4} << 20;
 
 template <typename T, typename Source>
-__global__ void PackKernel(T* packed, const Source* source, LinearShape shape, int64_t num_steps, int64_t first_row, int64_t count) {
+__global__ void PackKernel(T* packed, const Source* source, LinearShape shape, int64_t num_steps, int64_t first_row,
+                           int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const PackedPlace place = PlaceOf(shape, first_row + i / shape.k, i % shape.k);
@@ -51,8 +52,9 @@ void CudaOps::DoPackLinear(const PackLinearArgs& args) {
     device_.Upload(piece, from);
     VisitFloat(shape.dtype, [&]<typename T>() {
       VisitFloat(piece.dtype(), [&]<typename Source>() {
-        Launch({BlocksFor(count, kThreads), kThreads, 0, stream()}, PackKernel<T, Source>, static_cast<T*>(args.out.raw()),
-               static_cast<const Source*>(piece.raw()), shape, PackedWeight::Of(shape).num_steps, args.first_row + row, count);
+        Launch({BlocksFor(count, kThreads), kThreads, 0, stream()}, PackKernel<T, Source>,
+               static_cast<T*>(args.out.raw()), static_cast<const Source*>(piece.raw()), shape,
+               PackedWeight::Of(shape).num_steps, args.first_row + row, count);
       });
     });
   }

@@ -1,7 +1,8 @@
-// How packed weights lie. Rows in tiles of 16, columns in steps of 32, leaf by leaf, a leaf padded with zeros to whole steps; the
-// steps of a tile follow one another. A step of a 16-bit weight is two blocks of 16 columns, each as the 32 lanes hold it as operand A of
-// Mma16816: 16 bytes a lane, so a warp's load is 512 bytes in a row and needs no rearranging. A step of an f32 weight is [16][32].
-// Gated: a tile is 8 rows of the gate and the 8 rows of the up projection that belong to them.
+// How packed weights lie. Rows in tiles of 16, columns in steps of 32, leaf by leaf, a leaf padded with zeros to whole
+// steps; the steps of a tile follow one another. A step of a 16-bit weight is two blocks of 16 columns, each as the 32
+// lanes hold it as operand A of Mma16816: 16 bytes a lane, so a warp's load is 512 bytes in a row and needs no
+// rearranging. A step of an f32 weight is [16][32]. Gated: a tile is 8 rows of the gate and the 8 rows of the up
+// projection that belong to them.
 #pragma once
 
 #include <cstdint>

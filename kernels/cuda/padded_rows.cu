@@ -39,8 +39,8 @@ ConstTensor PaddedRows(const ConstTensor& x, const LinearShape& shape, void* mem
   if (!NeedsPadding(x, shape)) return x;
   const int64_t columns = PaddedColumns(shape), count = x.dim(0) * columns;
   VisitFloat(x.dtype(), [&]<typename T>() {
-    Launch({BlocksFor(count, kThreads), kThreads, 0, stream}, PadKernel<T>, static_cast<T*>(memory), x.as<T>(), x.row_stride(), shape,
-           columns, count);
+    Launch({BlocksFor(count, kThreads), kThreads, 0, stream}, PadKernel<T>, static_cast<T*>(memory), x.as<T>(),
+           x.row_stride(), shape, columns, count);
   });
   return {memory, x.dtype(), {x.dim(0), columns}};
 }

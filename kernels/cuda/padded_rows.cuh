@@ -1,5 +1,5 @@
-// Rows of activations as the kernels of linears read them: leaves padded with zeros to whole steps, aligned to 16 bytes. Most models'
-// activations lie so already; the others are copied.
+// Rows of activations as the kernels of linears read them: leaves padded with zeros to whole steps, aligned to 16
+// bytes. Most models' activations lie so already; the others are copied.
 #pragma once
 
 #include "kernels/cuda/packed_weight.cuh"
