@@ -69,7 +69,7 @@ inline GoldenCase LoadGolden(const std::string& name) {
 
 struct RunShape {
   Mesh mesh;
-  std::string arithmetic;
+  std::string arithmetic;  // "cuda": the CUDA backend
   DType compute_dtype = DType::kBf16;
   int threads_per_rank = 1;
   LocalRanks::Options::Transport transport = LocalRanks::Options::Transport::kThreads;
@@ -90,7 +90,11 @@ inline std::unique_ptr<LocalRanks> StartModel(const std::string& dir, const Mode
                   .max_sequences = shape.max_sequences,
                   .max_step_tokens = shape.max_step_tokens},
        .compute_dtype = shape.compute_dtype,
-       .make_backend = [shape] { return MakeBackend({.arithmetic = shape.arithmetic, .num_threads = shape.threads_per_rank}); },
+       .make_backend =
+           [shape] {
+             if (shape.arithmetic == "cuda") return MakeBackend({.device = "cuda"});
+             return MakeBackend({.arithmetic = shape.arithmetic, .num_threads = shape.threads_per_rank});
+           },
        .transport = shape.transport,
        .open_weights = [dir, config](const ShardPlan& plan) { return OpenCheckpoint(dir, config, plan); },
        .on_progress = {},

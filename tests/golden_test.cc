@@ -50,9 +50,15 @@ TEST_P(GoldenTest, SixteenBitIsCloserToTheTruthThanTheUsualForward) {
 }
 
 std::vector<GoldenParam> AllCases() {
+  std::vector<GoldenParam> params;
+#ifdef PLUMBLINE_TEST_CUDA  // as host C++: a dense model and a hybrid
+  for (const std::string model : {"qwen3", "qwen35_text"}) {
+    for (const Mesh mesh : {Mesh{1, 1}, Mesh{2, 1}}) params.push_back({model, "cuda", mesh});
+  }
+  return params;
+#endif
   std::vector<std::string> arithmetics = CpuArithmetics();
   arithmetics.push_back("reference-1");
-  std::vector<GoldenParam> params;
   for (const std::string& model : GoldenModels()) {
     for (const std::string& arithmetic : arithmetics) {
       for (const Mesh mesh : {Mesh{1, 1}, Mesh{2, 2}}) params.push_back({model, arithmetic, mesh});

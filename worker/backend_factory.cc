@@ -8,9 +8,13 @@
 namespace plumbline {
 
 absl::StatusOr<Backend> MakeBackend(const BackendChoice& choice) {
+  if (choice.device == "cuda") {
+    const std::string problem = WhyNoCuda(choice.device_index);
+    if (!problem.empty()) return absl::FailedPreconditionError(absl::StrCat("--device cuda: ", problem));
+    return MakeCudaBackend(choice.device_index);
+  }
   if (choice.device != "cpu") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("device '", choice.device, "' is not in this build; it has: cpu"));
+    return absl::InvalidArgumentError(absl::StrCat("device '", choice.device, "' is unknown; known are: cpu, cuda"));
   }
   if (choice.arithmetic == "reference-1") return MakeReferenceBackend();
   const std::vector<std::string> known = CpuArithmetics();
