@@ -4,8 +4,9 @@
 // (delta_net_step.h). The state stays in registers, as the sums of the last product. Every operand is the sum of two bf16
 // numbers; the product of the two small parts is left out. Operands A come in the order of the registers, straight from
 // global memory, two tiles ahead of their use; operands B (S, R, X) lie in shared memory, padded so that ldmatrix meets no
-// conflicts. Limited by tensor cores: 1400 products of 16 x 8 x 16 per chunk, of which four warps get 350 to 400 each;
-// expected at 60 % of mma.sync's rate, and just above what the operands' way out of L2 takes (116 KiB per chunk at P = 128).
+// conflicts; V is copied a chunk ahead.
+// Limited by tensor cores: 1400 products of 16 x 8 x 16 per chunk at P = 128, of which a warp gets up to 400, and nearly as
+// much by the operands' way out of L2 (116 KiB per chunk); 60 % of the rate of mma.sync is expected.
 #include <algorithm>
 
 #include "kernels/cuda/delta_net_rows.cuh"
@@ -21,7 +22,6 @@ constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kColumns = 32;  // of a block
 constexpr int kColumnTiles = kColumns / 8;
 constexpr int kStride = kColumns + 8;  // of operand B, in halves
-constexpr int kAhead = 2;              // tiles of A under way
 
 // An operand B in shared memory: [rows, kStride] rounded, then as much of what the rounding lost.
 template <int kRows>
@@ -70,6 +70,7 @@ PLUMBLINE_DEVICE void LoadRows(uint32_t (&b)[kColumnTiles][2], const uint16_t* r
 // kDepth.
 template <int kDepth, int kTiles>
 struct TileRows {
+  static constexpr int kAhead = kTiles > 2 ? 1 : 2;  // tiles under way
   const uint4* tiles[kTiles];
   int depths[kTiles];
   uint4 ahead[kAhead][kTiles][2];
@@ -93,6 +94,7 @@ struct TileRows {
 // sums += A B, once LoadFirst has been called.
 template <int kDepth, int kTiles, int kRows>
 PLUMBLINE_DEVICE void MultiplyAdd(TileSums (&sums)[kTiles], TileRows<kDepth, kTiles>& a, const SplitRows<kRows>& b) {
+  constexpr int kAhead = TileRows<kDepth, kTiles>::kAhead;
 #pragma unroll
   for (int l = 0; l < kDepth; ++l) {
     uint4 now[kTiles][2];

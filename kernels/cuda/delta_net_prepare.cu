@@ -1,7 +1,7 @@
 // What the chunks of prompt rows need of q, k and the gates alone, for all chunks at once: a block per chunk and key head.
 // With G the running sum of the log decays in the chunk, on and below the diagonal:
-//   M_ij = beta_i (k_i . k_j) e^(G_i - G_j), i > j;  solution = (I + M)^-1 diag(beta);  weights_ij = (q_i . k_j) e^(G_i -
-//   G_j)
+//   M_ij = beta_i (k_i . k_j) e^(G_i - G_j), i > j;  solution = (I + M)^-1 diag(beta)
+//   weights_ij = (q_i . k_j) e^(G_i - G_j)
 // (I + M)^-1 by forward substitution in f32, one column per thread; its elements are below 1, as those of M. Row i of each
 // depends on rows up to i alone; a short chunk is filled up with rows of zeros, which have beta = 0 and no decay. Limited by
 // the bytes it writes, 96 KiB per key head and 20 KiB per value head of a chunk at P = 128, and by the 64 dependent steps of
@@ -77,7 +77,7 @@ PLUMBLINE_DEVICE void SplitRow(uint32_t* tiles, const float* x, int key_dim, int
 template <int kTiles>
 PLUMBLINE_DEVICE void MultiplyTiles(float (&d)[2][4], const uint4* a_tiles, const uint4* b_tiles) {
   const int lane = threadIdx.x % kWarpSize;
-#pragma unroll 2
+#pragma unroll 1
   for (int l = 0; l < kTiles; ++l) {
     const uint4 a[2] = {a_tiles[l * kTileVectors + lane], a_tiles[l * kTileVectors + kWarpSize + lane]};
     const uint4 b[2] = {b_tiles[l * kTileVectors + lane], b_tiles[l * kTileVectors + kWarpSize + lane]};
@@ -124,19 +124,43 @@ PLUMBLINE_DEVICE void SumGates(const DeltaNetStep& step, ChunkGates& gates, floa
   }
 }
 
-// Column `column` of (I + M)^-1, from M^T negated: rows in ascending order, each taken off all later ones.
-PLUMBLINE_DEVICE void InvertColumn(float (&x)[kRows], const float* minus_m_transposed, int column) {
+// Column `column` of (I + M)^-1, from -M^T above the diagonal of the matrix to its place below: rows in ascending order,
+// each taken off all later ones. In two halves, so that 32 registers do.
+PLUMBLINE_DEVICE void InvertColumn(float* matrix, int column) {
+  constexpr int kHalf = kRows / 2;  // columns of one warp
+#pragma unroll 1
+  for (int half = column / kHalf * kHalf; half < kRows; half += kHalf) {
+    float x[kHalf];
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) x[i] = i == column ? 1.0f : 0.0f;
+    for (int i = 0; i < kHalf; ++i) x[i] = half + i == column ? 1.0f : 0.0f;
+    if (column < half) {
+#pragma unroll 2
+      for (int j = 0; j < kHalf; ++j) {
+        const float above = j >= column ? matrix[j * kStride + column] : 0.0f;
 #pragma unroll
-  for (int j = 0; j < kRows - 1; ++j) {
+        for (int i = 0; i < kHalf; i += 4) {
+          const float4 m = *reinterpret_cast<const float4*>(matrix + j * kStride + kHalf + i);
+          x[i] = fmaf(m.x, above, x[i]);
+          x[i + 1] = fmaf(m.y, above, x[i + 1]);
+          x[i + 2] = fmaf(m.z, above, x[i + 2]);
+          x[i + 3] = fmaf(m.w, above, x[i + 3]);
+        }
+      }
+    }
 #pragma unroll
-    for (int i = (j + 1) / 4 * 4; i < kRows; i += 4) {  // zero on and above the diagonal
-      const float4 m = *reinterpret_cast<const float4*>(minus_m_transposed + j * kStride + i);
-      if (i > j) x[i] = fmaf(m.x, x[j], x[i]);
-      if (i + 1 > j) x[i + 1] = fmaf(m.y, x[j], x[i + 1]);
-      if (i + 2 > j) x[i + 2] = fmaf(m.z, x[j], x[i + 2]);
-      if (i + 3 > j) x[i + 3] = fmaf(m.w, x[j], x[i + 3]);
+    for (int j = 0; j < kHalf - 1; ++j) {
+#pragma unroll
+      for (int i = (j + 1) / 4 * 4; i < kHalf; i += 4) {
+        const float4 m = *reinterpret_cast<const float4*>(matrix + (half + j) * kStride + half + i);
+        if (i > j) x[i] = fmaf(m.x, x[j], x[i]);
+        if (i + 1 > j) x[i + 1] = fmaf(m.y, x[j], x[i + 1]);
+        if (i + 2 > j) x[i + 2] = fmaf(m.z, x[j], x[i + 2]);
+        if (i + 3 > j) x[i + 3] = fmaf(m.w, x[j], x[i + 3]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      if (half + i >= column) matrix[(half + i) * kStride + column] = x[i];
     }
   }
 }
@@ -147,13 +171,13 @@ struct PrepareMemory {
     struct {
       uint4 keys[kChunkTiles * kTiles * kTileVectors], queries[kChunkTiles * kTiles * kTileVectors];
     } tiles;
-    float matrices[kHeads][kMatrixFloats];  // once the products are done: of each head -M^T, then the solution
+    float matrices[kHeads][kMatrixFloats];  // once the products are done
   };
   ChunkGates gates[kHeads];
 };
 
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, ChunkOperands operands) {
+__global__ void __launch_bounds__(kThreads, 2) PrepareKernel(DeltaNetStep step, ChunkOperands operands) {
   PrepareMemory<kTiles>& memory = *SharedMemory<PrepareMemory<kTiles>>();
   const int64_t chunk = blockIdx.x;
   const int key_head = blockIdx.y, group = step.num_heads / step.num_key_heads;
@@ -163,6 +187,7 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
   const int64_t first_row = step.row_begin[run.sequence] + run.first;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, g = lane / 4, t = lane % 4;
 
+#pragma unroll 2
   for (int i = warp; i < kRows; i += kWarps) {
     const int64_t row = first_row + i;
     SplitRow<kTiles>(reinterpret_cast<uint32_t*>(memory.tiles.keys), i < count ? KeyAt(step, row, key_head) : nullptr,
@@ -178,6 +203,7 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
     operands.queries[matrix + i] = memory.tiles.queries[i];
   }
   const uint16_t* halves = reinterpret_cast<const uint16_t*>(memory.tiles.keys);
+#pragma unroll 2
   for (int i = threadIdx.x; i < kMatrixVectors; i += kThreads) {
     const int tile = i / kTileVectors, low = i % kTileVectors / kWarpSize * kLowHalves;
     const int p = tile / kChunkTiles * 16 + i % kWarpSize / 4, row = tile % kChunkTiles * 16 + i % 4 * 2;
@@ -211,6 +237,7 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
       SumGates(step, memory.gates[warp], operands.decays + (out + warp) * kRows, first_row, count, value_head + warp);
     }
     __syncthreads();
+#pragma unroll 1
     for (int h = 0; h < num_heads; ++h) {
       const ChunkGates& gates = memory.gates[h];
 #pragma unroll
@@ -232,22 +259,17 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
           const float decay = i >= j ? expf(difference) : 0.0f;
           const float product = products[n][e / 4][e % 4] * decay;
           x[e] = is_weight ? product : i > j ? -gates.beta[i] * product : 0.0f;
-          if (!is_weight) memory.matrices[h][j * kStride + i] = x[e];
+          if (!is_weight) memory.matrices[h][j * kStride + i] = x[e];  // zero where i <= j
         }
         if (is_weight) StoreTile(operands.weights + ((out + h) * kLowerTiles + tile) * kTileVectors, x);
       }
     }
     __syncthreads();
-    const int h = threadIdx.x / kRows, column = threadIdx.x % kRows;
-    float x[kRows];
-    if (h < num_heads) InvertColumn(x, memory.matrices[h], column);
-    __syncthreads();
-    if (h < num_heads) {
-      const float beta = memory.gates[h].beta[column];
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) memory.matrices[h][i * kStride + column] = x[i] * beta;
+    if (static_cast<int>(threadIdx.x) / kRows < num_heads) {
+      InvertColumn(memory.matrices[threadIdx.x / kRows], threadIdx.x % kRows);
     }
     __syncthreads();
+#pragma unroll 1
     for (int index = warp; index < num_heads * kLowerTiles; index += kWarps) {
       const int tile = index % kLowerTiles,
                 row = tile < 1   ? 0
@@ -255,13 +277,14 @@ __global__ void __launch_bounds__(kThreads) PrepareKernel(DeltaNetStep step, Chu
                       : tile < 6 ? 2
                                  : 3,
                 column = tile - LowerTile(row, 0);
-      const float* from = memory.matrices[index / kLowerTiles] + (row * 16 + g) * kStride + column * 16 + 2 * t;
+      const float *matrix = memory.matrices[index / kLowerTiles], *beta = memory.gates[index / kLowerTiles].beta;
       float values[8];
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
-        const float2 y = *reinterpret_cast<const float2*>(from + pair % 2 * 8 * kStride + pair / 2 * 8);
-        values[2 * pair] = y.x;
-        values[2 * pair + 1] = y.y;
+        const int i = row * 16 + g + pair % 2 * 8, j = column * 16 + 2 * t + pair / 2 * 8;
+        const float2 y = *reinterpret_cast<const float2*>(matrix + i * kStride + j);
+        values[2 * pair] = i >= j ? y.x * beta[j] : 0.0f;
+        values[2 * pair + 1] = i >= j + 1 ? y.y * beta[j + 1] : 0.0f;
       }
       StoreTile(operands.solution + (out * kLowerTiles + index) * kTileVectors, values);
     }
