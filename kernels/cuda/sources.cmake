@@ -1,6 +1,9 @@
 # Compiled by nvcc for GPUs (kernels/cuda/CMakeLists.txt) and as host C++ (tests/cuda_host/CMakeLists.txt).
 set(PLUMBLINE_CUDA_SOURCES
   attention.cu
+  attention_general.cu
+  attention_split.cu
+  attention_walk.cu
   conv.cu
   cuda_backend.cu
   cuda_device.cu
