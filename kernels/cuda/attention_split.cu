@@ -14,6 +14,11 @@ constexpr int kTargetBlocks = 4096;  // enough to balance long and short sequenc
 constexpr int kMergeThreads = 64;    // four dims each
 constexpr int kMergeAtOnce = 8;      // loads under way per thread
 
+// Of a multiprocessor, which keeps its memory busy with the keys or values of a KV block under way in each of 2 to 4. What
+// is asked for is what compilers reach without spilling.
+template <int kDim>
+constexpr int kMinBlocks = kDim == 128 ? 4 : 2;
+
 // Partial results in the workspace. A slot is a row of a short sequence.
 struct Partials {
   float* values;  // [slots, heads, segments of a pass, head_dim]
@@ -31,7 +36,8 @@ PLUMBLINE_DEVICE int FirstSlot(const AttentionInput<T>& input, const Partials& p
 }
 
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kWarpSize* kParts) SegmentKernel(AttentionInput<T> input, Partials partials) {
+__global__ void __launch_bounds__(kWarpSize* kParts, kMinBlocks<kDim>)
+    SegmentKernel(AttentionInput<T> input, Partials partials) {
   using Tile = AttentionTile<T, kDim, 1, kParts>;
   const int s = blockIdx.z, tokens = input.num_tokens(s), group = input.group();
   if (tokens == 0 || (!partials.all_short && tokens > input.short_tokens)) return;
@@ -49,7 +55,7 @@ __global__ void __launch_bounds__(kWarpSize* kParts) SegmentKernel(AttentionInpu
     tile.Walk(first_segment, gridDim.x, end_segment, [&](int segment, const typename Tile::Segment& result) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const QueryRow query = rows.Row(tile.row(half));
+        const QueryRow query = tile.Query(half);
         if (!rows.Has(tile.row(half)) || query.position < segment * kSegmentTokens) continue;
         const int64_t at =
             ((slot + query.t) * input.heads + query.head) * partials.segments_per_pass + segment - partials.first_segment;

@@ -11,6 +11,14 @@
 
 namespace plumbline::cuda {
 
+// Where segment and total fill the registers, compilers for sm_120 spill if all steps are unrolled, for the others if not
+// all.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+inline constexpr int kScoreStepsOfPairs = 4;
+#else
+inline constexpr int kScoreStepsOfPairs = 16;
+#endif
+
 template <typename T, int kDim, int kRowTiles, int kParts>
 class AttentionTile {
  public:
@@ -38,6 +46,11 @@ class AttentionTile {
   // Row of the tile: half 0 is g, half 1 g + 8; and the first of this thread's two columns in column tile j.
   PLUMBLINE_DEVICE int row(int half) const { return row_tile() * kTileRows + lane() / 4 + 8 * half; }
   PLUMBLINE_DEVICE int column(int j) const { return part() * kColumns + 8 * j + lane() % 4 * 2; }
+  // rows.Row(row(half)), from the position: less is kept in registers.
+  PLUMBLINE_DEVICE QueryRow Query(int half) const {
+    const int token = position_[half] - rows_.start, i = min(rows_.first + row(half), rows_.num_rows - 1);
+    return {rows_.row_begin + token, (rows_.kv_head - token) * rows_.group + i, position_[half]};
+  }
   // One thread of those that hold a row's max and sum.
   PLUMBLINE_DEVICE bool IsFirstOfRow() const { return part() == 0 && lane() % 4 == 0; }
   PLUMBLINE_DEVICE int num_segments() const { return last_position_ / kSegmentTokens + 1; }
@@ -97,8 +110,8 @@ class AttentionTile {
  private:
   static constexpr int kStride = kDim + 8;
   static constexpr int kPartTiles = kBlockTokens / kParts / 8;  // of 8 keys
-  // Products over 16 dims that are unrolled: all of them, but where that would cost registers which there are not.
-  static constexpr int kScoreSteps = kParts == 1 ? 2 : kDim / 16;
+  // Products over 16 dims that are unrolled: as far as registers go.
+  static constexpr int kScoreSteps = kParts == 2 ? kScoreStepsOfPairs : 2;
   static_assert(kPartTiles % 2 == 0 && kColumnTiles % 2 == 0);
 
   PLUMBLINE_DEVICE static int lane() { return threadIdx.x % kWarpSize; }

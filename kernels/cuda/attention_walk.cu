@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kWarpSize* kRowTiles* kParts) WalkKernel(Atten
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (!rows.Has(tile.row(half))) continue;
-    const QueryRow query = rows.Row(tile.row(half));
+    const QueryRow query = tile.Query(half);
     const float inverse = 1.0f / total.sum[half];
     T* out = input.out + query.t * input.out_stride + int64_t{query.head} * input.head_dim;
 #pragma unroll

@@ -84,6 +84,7 @@ PLUMBLINE_DEVICE void NormAndRotate(T* out, const float* x, const float* weight,
   HeadValues head = {x, weight, 1.0f, args.norm_offset};
   if (weight != nullptr) {
     float squares = 0;
+#pragma unroll 2
     for (int i = first; i < args.head_dim; i += kStep) {
       const Group<float, kWidth> y = Load<kWidth>(x + i);
 #pragma unroll
@@ -91,6 +92,7 @@ PLUMBLINE_DEVICE void NormAndRotate(T* out, const float* x, const float* weight,
     }
     head.factor = 1.0f / sqrtf(WarpSum(squares) / static_cast<float>(args.head_dim) + args.eps);
   }
+#pragma unroll 1
   for (int i = first; i < half; i += kStep) {
     Group<float, kWidth> a = head.template Normed<kWidth>(i), b = head.template Normed<kWidth>(i + half);
     const Group<float, kWidth> c = Load<kWidth>(args.cos + row * half + i), s = Load<kWidth>(args.sin + row * half + i);
@@ -103,15 +105,17 @@ PLUMBLINE_DEVICE void NormAndRotate(T* out, const float* x, const float* weight,
     Store<T>(out + i, a);
     Store<T>(out + i + half, b);
   }
+#pragma unroll 2
   for (int i = 2 * half + first; i < args.head_dim; i += kStep) Store<T>(out + i, head.template Normed<kWidth>(i));
 }
 
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kWarps* kWarpSize) QkNormRopeKernel(Heads<T> args) {
   const int heads_of_row = args.heads + 2 * args.kv_heads;
-  const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize, row = task / heads_of_row;
+  const int task = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / kWarpSize);
+  const int64_t row = task / heads_of_row;
   if (row >= args.rows) return;  // the whole warp
-  const int head = static_cast<int>(task % heads_of_row), dim = args.head_dim;
+  const int head = task % heads_of_row, dim = args.head_dim;
   const float* values = args.qkv + row * args.width;
   if (head < args.heads) {
     NormAndRotate<T, kWidth>(args.q + (row * args.heads + head) * dim, values + head * args.q_stride, args.q_norm, args,

@@ -31,7 +31,8 @@ class Step {
 
   // Rows of sequence 0 by position. Sequence 1 is a stranger with blocks of its own, where it may meet NaNs; with the same
   // queries.
-  std::map<int, std::vector<float>> Run(Backend& backend, const std::vector<StepPart>& parts, int spare_blocks = 0) const {
+  std::map<int, std::vector<float>> Run(Backend& backend, const std::vector<StepPart>& parts, int spare_blocks = 0,
+                                        int gap = 0) const {
     const int blocks = BlocksOf(length_);
     std::vector<std::vector<int32_t>> tables(2);
     for (int i = 0; i < blocks; ++i) tables[0].push_back(2 * i), tables[1].push_back(2 * i + 1);
@@ -51,8 +52,8 @@ class Step {
     }
     const int64_t width = heads_.heads * heads_.head_dim;
     HostTensor q(dtype_, {num_rows, heads_.heads, heads_.head_dim}), gates(DType::kF32, {num_rows, 2 * width});
-    HostTensor out(dtype_, {num_rows, width});
-    out.Fill(NAN);
+    HostTensor out(dtype_, {num_rows, width + gap});  // rows lie further apart by the gap, which stays as it is
+    out.Fill(-77);
     int64_t row = 0;
     for (const StepPart& part : parts) {
       for (int i = 0; i < part.num_rows; ++i, ++row) {
@@ -61,7 +62,7 @@ class Step {
       }
     }
     const StepRows rows(parts, tables, {});
-    backend.ops->Attention({.out = out,
+    backend.ops->Attention({.out = Tensor(out.bytes.data(), dtype_, {num_rows, width}, width + gap),
                             .q = q,
                             .k_cache = keys,
                             .v_cache = values,
@@ -73,7 +74,10 @@ class Step {
     row = 0;
     for (const StepPart& part : parts) {
       for (int i = 0; i < part.num_rows; ++i, ++row) {
-        if (part.sequence == 0) result[part.start + i] = out.Row(row, width);
+        std::vector<float> values = out.Row(row, width + gap);
+        for (int j = 0; j < gap; ++j) EXPECT_EQ(values[width + j], -77);
+        values.resize(width);
+        if (part.sequence == 0) result[part.start + i] = values;
       }
     }
     return result;
@@ -128,6 +132,15 @@ TEST(CudaAttention, BitsDoNotDependOnTheBlockTablesWidth) {
   const std::vector<StepPart> parts = {{0, 1097, 1, 0}, {1, 300, 1, 0}, {1, 301, 1, 0}};
   const auto expected = step.Run(backend, parts);
   EXPECT_EQ(step.Run(backend, parts, 100), expected);
+}
+
+TEST(CudaAttention, RowsOfTheOutputMayLieApart) {
+  Backend backend = MakeCudaBackend(0);
+  const std::vector<StepPart> parts = {{0, 256, 40, 40}, {1, 299, 1, 0}, {1, 290, 1, 0}};
+  for (DType dtype : kActTypes) {
+    const Step step(dtype, kShapes[0], 300);
+    EXPECT_EQ(step.Run(backend, parts, 0, 3), step.Run(backend, parts)) << NameOf(dtype);
+  }
 }
 
 // Segments that are taken in passes, as many at a time as the room for partial results allows, merge to the same bits.
@@ -263,6 +276,69 @@ TEST(CudaQkNormRope, RowsHaveTheBitsTheyHaveAlone) {
     for (int64_t num_rows : {2, 3, 7, 16, 17, 64, 130}) {
       for (const auto& [t, row] : run(kRows - num_rows, num_rows, num_rows % 4))
         EXPECT_EQ(row, alone.at(t)) << num_rows << ", row " << t;
+    }
+  }
+}
+
+// Queries alone, then keys and values alone: what they give together. Dims that no rotation reaches, and that are no
+// multiple of 4.
+TEST(CudaQkNormRope, PartsAreTheWhole) {
+  Backend backend = MakeCudaBackend(0);
+  constexpr int64_t kRows = 5;
+  const HostTensor slots({kRows}, {7, 64, 3, 127, 0});
+  for (DType dtype : kActTypes) {
+    for (const Heads& heads : {Heads{4, 2, 64, true}, Heads{3, 3, 34}}) {
+      Random random(6);
+      const int64_t dim = heads.head_dim, half = dim / 4, q_width = dim * heads.heads * (heads.gated ? 2 : 1);
+      const int64_t kv_width = 2 * dim * heads.kv_heads;
+      const HostTensor qkv = random.Tensor(DType::kF32, {kRows, q_width + kv_width}),
+                       norm = random.Tensor(DType::kF32, {dim});
+      const HostTensor cos = random.Tensor(DType::kF32, {kRows, half}), sin = random.Tensor(DType::kF32, {kRows, half});
+      const auto columns = [&](int64_t first, int64_t count) {
+        HostTensor part(DType::kF32, {kRows, count});
+        for (int64_t i = 0; i < kRows * count; ++i)
+          part.Set(i, qkv.Get(i / count * (q_width + kv_width) + first + i % count));
+        return part;
+      };
+      const auto run = [&](bool in_parts, Backend& on) {
+        HostTensor q(dtype, {kRows, heads.heads, dim}), k(dtype, {2, heads.kv_heads, kBlockTokens, dim}), v = k;
+        QkNormRopeArgs args = {.q = q,
+                               .k_cache = k,
+                               .v_cache = v,
+                               .qkv = qkv,
+                               .q_norm = norm,
+                               .k_norm = norm,
+                               .cos = cos,
+                               .sin = sin,
+                               .slots = slots,
+                               .norm_offset = 1,
+                               .eps = 1e-6f,
+                               .gated = heads.gated};
+        if (in_parts) {
+          const HostTensor queries = columns(0, q_width), others = columns(q_width, kv_width);
+          QkNormRopeArgs part = args;
+          part.qkv = queries;
+          part.k_cache = part.v_cache = Tensor(nullptr, dtype, {2, 0, kBlockTokens, dim});
+          part.slots = ConstTensor();
+          on.ops->QkNormRope(part);
+          part = args;
+          part.qkv = others;
+          part.q = Tensor(nullptr, dtype, {kRows, 0, dim});
+          on.ops->QkNormRope(part);
+        } else {
+          on.ops->QkNormRope(args);
+        }
+        std::vector<float> all = q.Floats();
+        for (const HostTensor* cache : {&k, &v}) {
+          const std::vector<float> values = cache->Floats();
+          all.insert(all.end(), values.begin(), values.end());
+        }
+        return all;
+      };
+      const std::vector<float> whole = run(false, backend);
+      EXPECT_EQ(run(true, backend), whole);
+      Backend reference = MakeReferenceBackend();
+      ExpectNear(whole, run(false, reference), {2.01 * UnitOf(dtype), 40 * 8 * 0x1p-24}, NameOf(dtype));
     }
   }
 }
