@@ -9,7 +9,8 @@ std::string WhyNoCuda(int device) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) return std::string("no CUDA device can be used: ") + cudaGetErrorString(error);
   if (count == 0) return "this host has no CUDA device";
-  if (device >= count) return "this host has " + std::to_string(count) + " CUDA devices, so there is no device " + std::to_string(device);
+  if (device >= count)
+    return "this host has " + std::to_string(count) + " CUDA devices, so there is no device " + std::to_string(device);
   return "";
 }
 

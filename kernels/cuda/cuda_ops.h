@@ -1,5 +1,6 @@
-// CudaOps: the ops on one GPU, one source file per family as in every backend. Kernels are enqueued on the device's stream; what
-// they read and write is device memory, also the arrays of SequenceRows, so grids follow from T, S and the shapes alone.
+// CudaOps: the ops on one GPU, one source file per family as in every backend. Kernels are enqueued on the device's stream;
+// what they read and write is device memory, also the arrays of SequenceRows, so grids follow from T, S and the shapes
+// alone.
 #pragma once
 
 #include <string_view>

@@ -1,5 +1,5 @@
-// What kernels are written in: CUDA's own words (threadIdx, __syncthreads, __shfl_xor_sync, ...), and here the few instructions that
-// have no intrinsic, each with a host twin of the same meaning. nvcc compiles the sources for GPUs; over
+// What kernels are written in: CUDA's own words (threadIdx, __syncthreads, __shfl_xor_sync, ...), and here the few
+// instructions that have no intrinsic, each with a host twin of the same meaning. nvcc compiles the sources for GPUs; over
 // tests/cuda_host/cuda_runtime.h they are host C++, one fiber per CUDA thread. So kernels hold no asm and no <<<>>>, and all
 // shared memory is dynamic (SharedMemory).
 #pragma once
@@ -95,9 +95,9 @@ PLUMBLINE_DEVICE float HighOf(uint32_t pair) {
 
 // ---- tensor cores: mma.sync m16n8k16, f32 sums ----------------------------------------------------------------------
 
-// With g = lane / 4 and t = lane % 4, a lane holds of A [16, 16] row major the pairs of columns a0 = (g, 2t), a1 = (g + 8, 2t),
-// a2 = (g, 2t + 8), a3 = (g + 8, 2t + 8); of B [16, 8] the pairs of rows b0 = (2t, g), b1 = (2t + 8, g); of C and D [16, 8]
-// d0 = (g, 2t), d1 = (g, 2t + 1), d2 = (g + 8, 2t), d3 = (g + 8, 2t + 1). D = A B + D.
+// With g = lane / 4 and t = lane % 4, a lane holds of A [16, 16] row major the pairs of columns a0 = (g, 2t), a1 = (g + 8,
+// 2t), a2 = (g, 2t + 8), a3 = (g + 8, 2t + 8); of B [16, 8] the pairs of rows b0 = (2t, g), b1 = (2t + 8, g); of C and D
+// [16, 8] d0 = (g, 2t), d1 = (g, 2t + 1), d2 = (g + 8, 2t), d3 = (g + 8, 2t + 1). D = A B + D.
 template <typename T>  // Bf16 or F16
 PLUMBLINE_DEVICE void Mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
@@ -136,8 +136,8 @@ void Mma16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 }
 #endif
 
-// Four 8x8 matrices of 16-bit values in shared memory: lane l gives the address of row l % 8 of matrix l / 8, aligned to 16 bytes.
-// r[j] of lane l: the pair of columns 2 (l % 4) of row l / 4 of matrix j.
+// Four 8x8 matrices of 16-bit values in shared memory: lane l gives the address of row l % 8 of matrix l / 8, aligned to 16
+// bytes. r[j] of lane l: the pair of columns 2 (l % 4) of row l / 4 of matrix j.
 PLUMBLINE_DEVICE void LoadMatrices(uint32_t (&r)[4], const void* row) {
 #ifdef __CUDACC__
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -176,7 +176,8 @@ PLUMBLINE_DEVICE void LoadMatricesTransposed(uint32_t (&r)[4], const void* row) 
 
 // ---- copies from global to shared memory -----------------------------------------------------------------------------
 
-// Starts a copy of 16 aligned bytes; zeros when not valid (from is not read then). Part of the group that the next CommitCopies ends.
+// Starts a copy of 16 aligned bytes; zeros when not valid (from is not read then). Part of the group that the next
+// CommitCopies ends.
 PLUMBLINE_DEVICE void CopyAsync16(void* to_shared, const void* from, bool valid = true) {
 #ifdef __CUDACC__
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));

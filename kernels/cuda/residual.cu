@@ -1,5 +1,5 @@
-// Embedding, sums of partials, norms: a block of threads per row. Sums over a row: thread t takes elements t, t + kThreads, ...
-// in ascending order, then BlockSum; a function of D alone.
+// Embedding, sums of partials, norms: a block of threads per row. Sums over a row: thread t takes elements t, t + kThreads,
+// ... in ascending order, then BlockSum; a function of D alone.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/primitives.cuh"
@@ -23,7 +23,8 @@ PLUMBLINE_DEVICE float TreeOf(const float* x, int64_t stride, int num) {
 }
 
 template <typename T>
-__global__ void EmbedKernel(float* out, const int32_t* tokens, const T* table, int64_t vocab_begin, int64_t num_rows, int64_t hidden) {
+__global__ void EmbedKernel(float* out, const int32_t* tokens, const T* table, int64_t vocab_begin, int64_t num_rows,
+                            int64_t hidden) {
   const int64_t row = blockIdx.x, entry = tokens[row] - vocab_begin;
   const bool is_here = entry >= 0 && entry < num_rows;
   for (int64_t i = threadIdx.x; i < hidden; i += blockDim.x) {
@@ -62,8 +63,8 @@ __global__ void RmsNormKernel(T* out, int64_t out_stride, NormOfRows norm) {
 
 // h += the tree of partials, then the norm: one pass over what the row's threads hold.
 template <typename T>
-__global__ void AddRmsNormKernel(T* out, int64_t out_stride, float* h, const float* partials, int num_partials, int64_t num_rows,
-                                 NormOfRows norm) {
+__global__ void AddRmsNormKernel(T* out, int64_t out_stride, float* h, const float* partials, int num_partials,
+                                 int64_t num_rows, NormOfRows norm) {
   const int64_t first = int64_t{blockIdx.x} * norm.hidden, slice = num_rows * norm.hidden;
   float squares = 0;
   for (int64_t i = threadIdx.x; i < norm.hidden; i += blockDim.x) {
@@ -94,8 +95,8 @@ void CudaOps::DoEmbed(const EmbedArgs& args) {
 
 void CudaOps::DoTreeSum(const TreeSumArgs& args) {
   const int64_t count = args.out.num_elements();
-  Launch({BlocksFor(count, kThreads), kThreads, 0, stream()}, AddTreeKernel, args.out.as<float>(), static_cast<const float*>(nullptr),
-         args.partials.as<float>(), static_cast<int>(args.partials.dim(0)), count);
+  Launch({BlocksFor(count, kThreads), kThreads, 0, stream()}, AddTreeKernel, args.out.as<float>(),
+         static_cast<const float*>(nullptr), args.partials.as<float>(), static_cast<int>(args.partials.dim(0)), count);
 }
 
 void CudaOps::DoReduceAdd(const ReduceAddArgs& args) {
@@ -106,14 +107,15 @@ void CudaOps::DoReduceAdd(const ReduceAddArgs& args) {
 
 void CudaOps::DoReduceAddRmsNorm(const ReduceAddRmsNormArgs& args) {
   const int64_t rows = args.h.dim(0);
-  const NormOfRows norm = {args.h.as<float>(), nullptr, args.h.dim(1), args.weight.as<float>(), args.weight_offset, args.eps};
+  const NormOfRows norm = {args.h.as<float>(), nullptr, args.h.dim(1), args.weight.as<float>(),
+                           args.weight_offset, args.eps};
   VisitFloat(args.out.dtype(), [&]<typename T>() {
     const LaunchShape shape = {Rows(rows), kThreads, kNormShared, stream()};
     if (args.partials.empty()) {
       Launch(shape, RmsNormKernel<T>, Data<T>(args.out), args.out.row_stride(), norm);
     } else {
-      Launch(shape, AddRmsNormKernel<T>, Data<T>(args.out), args.out.row_stride(), args.h.as<float>(), args.partials.as<float>(),
-             static_cast<int>(args.partials.dim(0)), rows, norm);
+      Launch(shape, AddRmsNormKernel<T>, Data<T>(args.out), args.out.row_stride(), args.h.as<float>(),
+             args.partials.as<float>(), static_cast<int>(args.partials.dim(0)), rows, norm);
     }
   });
 }
@@ -122,7 +124,8 @@ void CudaOps::DoRmsNormRows(const RmsNormRowsArgs& args) {
   const NormOfRows norm = {args.h.as<float>(),     args.rows.as<int32_t>(), args.h.dim(1),
                            args.weight.as<float>(), args.weight_offset,      args.eps};
   VisitFloat(args.out.dtype(), [&]<typename T>() {
-    Launch({Rows(args.rows.dim(0)), kThreads, kNormShared, stream()}, RmsNormKernel<T>, Data<T>(args.out), args.out.row_stride(), norm);
+    Launch({Rows(args.rows.dim(0)), kThreads, kNormShared, stream()}, RmsNormKernel<T>, Data<T>(args.out),
+           args.out.row_stride(), norm);
   });
 }
 

@@ -39,6 +39,8 @@ const T* Data(const ConstTensor& tensor) {
   return tensor.empty() ? nullptr : tensor.as<T>();
 }
 
-inline unsigned BlocksFor(int64_t count, int per_block) { return static_cast<unsigned>((count + per_block - 1) / per_block); }
+inline unsigned BlocksFor(int64_t count, int per_block) {
+  return static_cast<unsigned>((count + per_block - 1) / per_block);
+}
 
 }  // namespace plumbline::cuda

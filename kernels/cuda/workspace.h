@@ -13,8 +13,8 @@ class Workspace {
  public:
   explicit Workspace(Device& device) : device_(device) {}
 
-  // At least num_bytes, aligned to 256, undefined; valid until the next call. What an earlier call gave may be in use by work that
-  // is enqueued: it is freed once that is done.
+  // At least num_bytes, aligned to 256, undefined; valid until the next call. What an earlier call gave may be in use by
+  // work that is enqueued: it is freed once that is done.
   void* Take(size_t num_bytes) {
     if (num_bytes > buffer_.num_bytes()) {
       device_.Synchronize();

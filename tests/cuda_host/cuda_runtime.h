@@ -1,10 +1,10 @@
 // CUDA as host C++, for kernels/cuda/*.cu on machines without a GPU: every CUDA thread of a block is a fiber, blocks run one
-// after another, warp collectives and barriers are where fibers change. Only what the kernels use is here; calls of the runtime
-// are counted (CallsOf), streams run at once, graphs are lists of launches.
+// after another, warp collectives and barriers are where fibers change. Only what the kernels use is here; calls of the
+// runtime are counted (CallsOf), streams run at once, graphs are lists of launches.
 //
 // Found here: a barrier that not all threads reach (stops with a message), shared memory that is read before it is written
-// (poisoned with NaNs before each block), a missing barrier (fibers run in random order between barriers: SetFiberSeed), memory
-// errors (under ASan). Not found: races between blocks, misaligned asynchronous copies through other pointers.
+// (poisoned with NaNs before each block), a missing barrier (fibers run in random order between barriers: SetFiberSeed),
+// memory errors (under ASan). Not found: races between blocks, misaligned asynchronous copies through other pointers.
 #pragma once
 
 #include <math.h>

@@ -1,5 +1,5 @@
-// The promise on the CUDA backend: one hash per token of a dense model and of a hybrid, over batch, chunking, tensor and pipeline
-// parallelism and preemption.
+// The promise on the CUDA backend: one hash per token of a dense model and of a hybrid, over batch, chunking, tensor and
+// pipeline parallelism and preemption.
 #include "worker/exactness.h"
 
 #include <gtest/gtest.h>
@@ -34,8 +34,9 @@ TEST_P(CudaExactnessTest, OneHashPerToken) {
   int64_t tokens = 0;
   const auto runs = RunExactnessMatrix(options, [&](const ExactnessRun& run) {
     tokens += run.tokens;
-    EXPECT_EQ(run.differing_tokens, 0) << "tp " << run.mesh.tp << " pp " << run.mesh.pp << " batch " << run.batch << " chunk "
-                                       << run.chunk << (run.preempted ? " preempted" : "") << ", first at " << run.first_difference;
+    EXPECT_EQ(run.differing_tokens, 0) << "tp " << run.mesh.tp << " pp " << run.mesh.pp << " batch " << run.batch
+                                       << " chunk " << run.chunk << (run.preempted ? " preempted" : "") << ", first at "
+                                       << run.first_difference;
   });
   ASSERT_TRUE(runs.ok()) << runs.status();
   EXPECT_GT(tokens, 1000);

@@ -53,7 +53,8 @@ class Block {
   Block(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel, uint64_t seed)
       : kernel_(kernel), random_(seed), is_shuffled_(seed != 0) {
     const size_t num_threads = size_t{block.x} * block.y * block.z;
-    if (num_threads == 0 || num_threads > 1024 || num_threads % kWarp != 0) Stop("a block is not of 32 to 1024 threads, in warps");
+    if (num_threads == 0 || num_threads > 1024 || num_threads % kWarp != 0)
+      Stop("a block is not of 32 to 1024 threads, in warps");
     if (shared_bytes > kMaxSharedBytes) Stop("a block wants more shared memory than a multiprocessor has");
     fibers_.resize(num_threads);
     warps_.resize(num_threads / kWarp);

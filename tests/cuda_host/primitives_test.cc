@@ -119,7 +119,9 @@ TEST(CudaHostDeathTest, ABarrierThatNotAllReachStops) {
   EXPECT_DEATH(Launch({1, 64, 0, nullptr}, HalfBarrierKernel), "deadlock");
 }
 
-__global__ void SumKernel(float* out) { out[threadIdx.x] = BlockSum(static_cast<float>(threadIdx.x), SharedMemory<float>()); }
+__global__ void SumKernel(float* out) {
+  out[threadIdx.x] = BlockSum(static_cast<float>(threadIdx.x), SharedMemory<float>());
+}
 
 TEST(CudaPrimitives, BlockSumIsWhole) {
   std::vector<float> out(96);

@@ -51,7 +51,9 @@ using cuda_host::Count;
 using cuda_host::Enqueue;
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "an error of the host's CUDA"; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "an error of the host's CUDA";
+}
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
