@@ -12,56 +12,87 @@ constexpr int64_t kMaxBlocksPerGroup = 8;
 
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Where the products of one rectangle find their operands.
+// One product of a rectangle: a block times a chunk of the rows, from k of a leaf on.
+struct Step {
+  int64_t block;
+  int leaf;
+  int64_t k;
+};
+
+// The products of one rectangle in their order, and where they find their operands.
 class ProductSteps {
  public:
   explicit ProductSteps(const ProductTile& tile)
-      : tile_(tile), element_bytes_(static_cast<int64_t>(SizeOf(tile.kernel.format.dtype))) {}
+      : tile_(tile), element_bytes_(static_cast<int64_t>(SizeOf(tile.kernel.format.dtype))),
+        leaf_k_(tile.layout.padded_leaf_k()), is_one_row_tile_(IsOneRowTile(tile)),
+        step_k_(is_one_row_tile_ ? leaf_k_ : ChunkK(tile.kernel.format, tile.layout)),
+        rows_stay_(tile.num_rows * leaf_k_ * element_bytes_ <= kMaxPackedBytes) {}
 
-  // One row tile reads each weight once: in the order in which it lies in memory, a whole leaf at a
-  // time (chunks of one row tile lie one after another). More rows take turns with one chunk of a
-  // block.
-  bool one_row_tile() const {
-    return tile_.num_rows <= tile_.kernel.format.tile_rows &&
-           tile_.panel.num_rows == tile_.num_rows;
+  int64_t leaf_k() const { return leaf_k_; }
+  bool ends_leaf(const Step& step) const { return step.k + step_k_ >= leaf_k_; }
+  // A block's sums of a leaf are finished before those of the next block begin.
+  bool finishes_blocks() const { return rows_stay_ || step_k_ >= leaf_k_; }
+
+  // All of one leaf, then of the next. Rows that stay in the second-level cache: block after block, so that the sums stay
+  // too; else chunk after chunk.
+  Step Next(Step step) const {
+    if (rows_stay_) {
+      step.k += step_k_;
+      if (step.k < leaf_k_) return step;
+      step.k = 0;
+      if (++step.block < tile_.num_blocks) return step;
+      step.block = 0;
+    } else {
+      if (++step.block < tile_.num_blocks) return step;
+      step.block = 0;
+      step.k += step_k_;
+      if (step.k < leaf_k_) return step;
+      step.k = 0;
+    }
+    ++step.leaf;
+    return step;
   }
-  int64_t step_k() const { return one_row_tile() ? leaf_k() : ChunkK(tile_.kernel.format, tile_.layout); }
-  int64_t leaf_k() const { return tile_.layout.padded_leaf_k(); }
 
-  const std::byte* Panel(int leaf, int64_t k) const {
-    const int64_t column = leaf * leaf_k() + k;
+  int64_t NumK(const Step& step) const { return std::min(step_k_, leaf_k_ - step.k); }
+  const std::byte* Panel(const Step& step) const {
+    const int64_t column = step.leaf * leaf_k_ + step.k;
     if (tile_.panel.row_bytes > 0) {
       return tile_.panel.data + tile_.first_row * tile_.panel.row_bytes + column * element_bytes_;
     }
-    const int64_t num_k = std::min(step_k(), leaf_k() - k);
-    return tile_.panel.data + (column * tile_.panel.num_rows + tile_.first_row * num_k) * element_bytes_;
+    return tile_.panel.data + (column * tile_.panel.num_rows + tile_.first_row * NumK(step)) * element_bytes_;
   }
-  UpcomingBytes Weight(int64_t block, int leaf, int64_t k) const {
-    const int64_t begin = tile_.layout.offset(tile_.first_block + block, leaf, k);
-    const int64_t end =
-        tile_.layout.offset(tile_.first_block + block, leaf, std::min(k + step_k(), leaf_k()));
-    return {tile_.weight + begin, end - begin};
+  UpcomingBytes Weight(const Step& step) const {
+    const int64_t block = tile_.first_block + step.block;
+    const int64_t begin = tile_.layout.offset(block, step.leaf, step.k);
+    return {tile_.weight + begin, tile_.layout.offset(block, step.leaf, step.k + NumK(step)) - begin};
   }
-
-  // After this step: the next block of the same chunk, then the next chunk, then the next leaf.
-  UpcomingBytes UpcomingWeight(int64_t block, int leaf, int64_t k) const {
-    if (one_row_tile()) {
-      const UpcomingBytes now = Weight(block, leaf, k);
+  UpcomingBytes UpcomingWeight(const Step& step) const {
+    if (is_one_row_tile_) {
+      const UpcomingBytes now = Weight(step);
       return {static_cast<const std::byte*>(now.data) + kStreamAheadBytes, now.num_bytes};
     }
-    if (block + 1 < tile_.num_blocks) return Weight(block + 1, leaf, k);
-    if (k + step_k() < leaf_k()) return Weight(0, leaf, k + step_k());
-    if (leaf + 1 < tile_.layout.shape().num_leaves) return Weight(0, leaf + 1, 0);
+    const Step next = Next(step);
+    if (next.leaf < tile_.layout.shape().num_leaves) return Weight(next);
     const bool is_last = tile_.first_block + tile_.num_blocks >= tile_.layout.num_blocks();
-    return is_last ? UpcomingBytes{} : Weight(tile_.num_blocks, 0, 0);
+    return is_last ? UpcomingBytes{} : Weight({.block = tile_.num_blocks, .leaf = 0, .k = 0});
   }
 
  private:
   // A tile: it is then loaded in the order in which it comes. Further ahead, prefetches get in the way of the processor's own.
   static constexpr int64_t kStreamAheadBytes = 1 << 10;
 
+  // One row tile reads each weight once: in the order in which it lies in memory, a whole leaf at a time (chunks of one row
+  // tile lie one after another). More rows take turns with one chunk of a block.
+  static bool IsOneRowTile(const ProductTile& tile) {
+    return tile.num_rows <= tile.kernel.format.tile_rows && tile.panel.num_rows == tile.num_rows;
+  }
+
   const ProductTile& tile_;
   const int64_t element_bytes_;
+  const int64_t leaf_k_;
+  const bool is_one_row_tile_;
+  const int64_t step_k_;
+  const bool rows_stay_;
 };
 
 // Where the tiles of one leaf go when they are finished: added to the leaves that wait for them.
@@ -87,27 +118,24 @@ struct LeafEnd {
   }
 };
 
-void MultiplyChunk(const ProductSteps& steps, const ProductTile& tile, int64_t block, int leaf,
-                   int64_t k, float* out, TileSink sink) {
-  tile.kernel.multiply({.panel = steps.Panel(leaf, k),
+void MultiplyStep(const ProductSteps& steps, const ProductTile& tile, const Step& step, float* out, TileSink sink) {
+  tile.kernel.multiply({.panel = steps.Panel(step),
                         .panel_row_bytes = tile.panel.row_bytes,
-                        .weight = steps.Weight(block, leaf, k).data,
-                        .num_k = std::min(steps.step_k(), steps.leaf_k() - k),
+                        .weight = steps.Weight(step).data,
+                        .num_k = steps.NumK(step),
                         .num_rows = tile.num_rows,
                         .out = out,
-                        .accumulate = k > 0,
+                        .accumulate = step.k > 0,
                         .sink = sink,
-                        .upcoming_weight = steps.UpcomingWeight(block, leaf, k)});
+                        .upcoming_weight = steps.UpcomingWeight(step)});
 }
 
 }  // namespace
 
 void MultiplyLeaf(const ProductTile& tile, int leaf, float* out) {
   const ProductSteps steps(tile);
-  for (int64_t k = 0; k < steps.leaf_k(); k += steps.step_k()) {
-    for (int64_t block = 0; block < tile.num_blocks; ++block) {
-      MultiplyChunk(steps, tile, block, leaf, k, out + block * tile.block_sums(), {});
-    }
+  for (Step step = {0, leaf, 0}; step.leaf == leaf; step = steps.Next(step)) {
+    MultiplyStep(steps, tile, step, out + step.block * tile.block_sums(), {});
   }
 }
 
@@ -122,20 +150,19 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
                   const TreeSink& sink) {
   const ProductSteps steps(tile);
   const int num_leaves = tile.layout.shape().num_leaves;
-  for (int leaf = 0; leaf < num_leaves; ++leaf) {
-    const int num_waiting = std::popcount(static_cast<unsigned>(leaf));
-    const int num_completed = std::countr_one(static_cast<unsigned>(leaf));
-    const bool is_last_leaf = leaf + 1 == num_leaves;
-    for (int64_t k = 0; k < steps.leaf_k(); k += steps.step_k()) {
-      const bool ends = k + steps.step_k() >= steps.leaf_k() && (num_completed > 0 || is_last_leaf);
-      for (int64_t block = 0; block < tile.num_blocks; ++block) {
-        float* sums = scratch + num_waiting * tile.num_sums() + block * tile.block_sums();
-        const LeafEnd end = {table, is_last_leaf ? &sink : nullptr, sums - tile.num_sums(),
-                             num_completed, tile.num_sums(), block};
-        MultiplyChunk(steps, tile, block, leaf, k, sums,
-                      ends ? TileSink{LeafEnd::Take, &end, is_last_leaf && sink.slow} : TileSink{});
-      }
-    }
+  for (Step step = {}; step.leaf < num_leaves; step = steps.Next(step)) {
+    const int num_waiting = std::popcount(static_cast<unsigned>(step.leaf));
+    const int num_completed = std::countr_one(static_cast<unsigned>(step.leaf));
+    const bool is_last_leaf = step.leaf + 1 == num_leaves;
+    const bool waits = num_completed == 0 && !is_last_leaf;
+    float* own = scratch + num_waiting * tile.num_sums();
+    const int64_t of_block = step.block * tile.block_sums();
+    // Sums that do not wait are gone before the next block's begin, and share their memory.
+    float* sums = own + (waits || !steps.finishes_blocks() ? of_block : 0);
+    const LeafEnd end = {table, is_last_leaf ? &sink : nullptr, own - tile.num_sums() + of_block,
+                         num_completed, tile.num_sums(), step.block};
+    const bool is_taken = steps.ends_leaf(step) && !waits;
+    MultiplyStep(steps, tile, step, sums, is_taken ? TileSink{LeafEnd::Take, &end, is_last_leaf && sink.slow} : TileSink{});
   }
 }
 
