@@ -129,6 +129,7 @@ struct LinearElementwise {
 
   static void Store(const StoreArgs& args) {
     if (args.streamed) return StoreStreamed(args);
+    if (args.out_dtype == DType::kBf16 && args.num_columns == 32 && args.bias == nullptr) return StoreBf16Blocks(args);
     for (int64_t r = 0; r < args.num_rows; ++r) {
       const float* sums = args.sums + r * 32;
       const int64_t row = r * args.out_stride;
@@ -137,6 +138,19 @@ struct LinearElementwise {
         const int lanes = Lanes(args.num_columns - i);
         const typename V::F32 value = V::Load(sums + i);
         StoreLanes(args, row + i, args.bias ? V::Add(value, V::LoadFirst(args.bias + i, lanes)) : value, lanes);
+      }
+    }
+  }
+
+  static void StoreBf16Blocks(const StoreArgs& args) {
+    for (int64_t r = 0; r < args.num_rows; ++r) {
+      const float* sums = args.sums + r * 32;
+      uint16_t* out = static_cast<uint16_t*>(args.out) + r * args.out_stride;
+      FetchForWriting(out + kRowsAhead * args.out_stride);
+      if constexpr (V::kWidth == 16) {
+        V::StoreBf16(out, V::Load(sums), V::Load(sums + 16));
+      } else {
+        for (int i = 0; i < 32; i += V::kWidth) V::StoreBf16(out + i, V::Load(sums + i));
       }
     }
   }

@@ -24,6 +24,7 @@ struct Avx512 {
     return FromBf16(_mm256_maskz_loadu_epi16(First(n), p));
   }
   static void StoreBf16(uint16_t* p, F32 x) { Store16(p, ToBf16(x)); }
+  static void StoreBf16(uint16_t* p, F32 a, F32 b) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a)); }
   static void StoreBf16First(uint16_t* p, F32 x, int n) {
     _mm256_mask_storeu_epi16(p, First(n), ToBf16(x));
   }
