@@ -73,7 +73,7 @@ void CpuOps::DoLinear(const LinearArgs& args) {
   const LinearLayout layout(args.shape);
   const Panel panel = PreparePanel(pool_, shared_, kernel.format, layout, args.x);
   const ProductGrid grid(kernel, layout, panel.num_rows, pool_.num_threads());
-  const bool streamed = IsStreamed(args), has_slow_stores = streamed || args.num_rounded() > 0;
+  const bool streamed = IsStreamed(args);
   pool_.ParallelFor(grid.num_tasks(), [&](int64_t task, int thread) {
     ProductTile tile{.kernel = kernel,
                      .layout = layout,
@@ -81,7 +81,7 @@ void CpuOps::DoLinear(const LinearArgs& args) {
                      .panel = panel};
     grid.Place(task, tile);
     float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-    MultiplyTree(table, tile, scratch, has_slow_stores, [&](const BlockSums& sums) {
+    MultiplyTree(table, tile, scratch, [&](const BlockSums& sums) {
       StoreLinear(table, args, tile.first_row + sums.first_row, (tile.first_block + sums.block) * kBlockColumns, sums,
                   streamed);
     });
@@ -101,7 +101,7 @@ void CpuOps::DoGatedLinear(const GatedLinearArgs& args) {
                      .panel = panel};
     grid.Place(task, tile);
     float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-    MultiplyTree(table, tile, scratch, true, [&](const BlockSums& sums) {
+    MultiplyTree(table, tile, scratch, [&](const BlockSums& sums) {
       StoreGated(table, tile, sums, args.out);
     });
   });

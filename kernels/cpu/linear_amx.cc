@@ -185,16 +185,16 @@ void MultiplyOneRow(const char* x, const RowPlaces& rows, const MultiplyArgs& ar
   _mm512_storeu_ps(out + 16, right);
 }
 
-template <bool kSinkIsSlow>
+template <bool kHasSink>
 void MultiplyRows(const MultiplyArgs& args) {
-  alignas(64) float finished[kSinkIsSlow ? 2 : 1][kTileRows * kBlockColumns];
+  alignas(64) float finished[2][kTileRows * kBlockColumns];
   PendingTile pending(args.sink);
   int configured_rows = 0;
   const int64_t num_steps = (args.num_rows + kTileRows - 1) / kTileRows * (args.num_k / 32);
   Prefetcher prefetcher(args.upcoming_weight, num_steps);
   const auto each_step = [&] {
     prefetcher.Step();
-    if constexpr (kSinkIsSlow) pending.Step();
+    if constexpr (kHasSink) pending.Step();
   };
   for (int64_t row = 0; row < args.num_rows; row += kTileRows) {
     const int64_t left = args.num_rows - row;
@@ -207,7 +207,7 @@ void MultiplyRows(const MultiplyArgs& args) {
     const char* x = static_cast<const char*>(args.panel) + row * (is_packed ? args.num_k * 2 : args.panel_row_bytes);
     const RowPlaces places = {is_packed ? 64 : args.panel_row_bytes, is_packed ? rows * 64 : 64};
     const float* from = args.out + row * kBlockColumns;
-    float* out = args.sink.take ? finished[kSinkIsSlow ? row / kTileRows % 2 : 0] : args.out + row * kBlockColumns;
+    float* out = kHasSink ? finished[row / kTileRows % 2] : args.out + row * kBlockColumns;
     if (rows == 1) {
       MultiplyOneRow(x, places, args, from, out, each_step);
     } else if (rows <= 16) {
@@ -215,21 +215,17 @@ void MultiplyRows(const MultiplyArgs& args) {
     } else {
       MultiplyBoth(x, places, args, from, out, each_step);
     }
-    if (args.sink.take) {
+    if constexpr (kHasSink) {
       asm volatile("" ::: "memory");  // the tile stores do not say that they write memory
-      if constexpr (kSinkIsSlow) {
-        pending.Finish();
-        pending.Set(row, rows, out, args.num_k / 32);
-      } else {
-        args.sink.take(args.sink.context, row, rows, out);
-      }
+      pending.Finish();
+      pending.Set(row, rows, out, args.num_k / 32);
     }
   }
   pending.Finish();
   if (configured_rows > 0) _tile_release();
 }
 
-void Multiply(const MultiplyArgs& args) { args.sink.slow ? MultiplyRows<true>(args) : MultiplyRows<false>(args); }
+void Multiply(const MultiplyArgs& args) { args.sink.take ? MultiplyRows<true>(args) : MultiplyRows<false>(args); }
 
 int64_t Saturate(int64_t rounds) {
   Configure(16, 16);

@@ -162,7 +162,7 @@ void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scra
     const LeafEnd end = {table, is_last_leaf ? &sink : nullptr, own - tile.num_sums() + of_block,
                          num_completed, tile.num_sums(), step.block};
     const bool is_taken = steps.ends_leaf(step) && !waits;
-    MultiplyStep(steps, tile, step, sums, is_taken ? TileSink{LeafEnd::Take, &end, is_last_leaf && sink.slow} : TileSink{});
+    MultiplyStep(steps, tile, step, sums, is_taken ? TileSink{LeafEnd::Take, &end} : TileSink{});
   }
 }
 

@@ -38,7 +38,6 @@ struct BlockSums {
 struct TreeSink {
   void (*take)(const void* context, const BlockSums& sums);
   const void* context;
-  bool slow;  // as of TileSink
 };
 
 // All leaves added in the tree; every sum goes to the sink once. scratch: [TreeScratchFloats].
@@ -46,12 +45,12 @@ int64_t TreeScratchFloats(const ProductTile& tile);
 void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch,
                   const TreeSink& sink);
 template <typename Fn>  // void(const BlockSums&)
-void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch, bool slow, const Fn& fn) {
+void MultiplyTree(const LinearTable& table, const ProductTile& tile, float* scratch, const Fn& fn) {
   MultiplyTree(table, tile, scratch,
                TreeSink{[](const void* context, const BlockSums& sums) {
                           (*static_cast<const Fn*>(context))(sums);
                         },
-                        &fn, slow});
+                        &fn});
 }
 
 // Applies the gate to sums of a gated tile. out: [all rows of the panel, num_outputs] of the weight's dtype, spread.

@@ -29,8 +29,6 @@ struct UpcomingBytes {
 struct TileSink {
   void (*take)(const void* context, int64_t first_row, int64_t num_rows, float* sums) = nullptr;
   const void* context = nullptr;
-  // Worth doing between the products of the next tile, a few rows at a time, where products have a unit of their own.
-  bool slow = false;
 };
 
 struct MultiplyArgs {

@@ -119,7 +119,7 @@ class MoeMlpCall {
         tile.first_block = first_block;
         tile.num_blocks = std::min(kBlocksPerTask, gate_up_.num_blocks() - first_block);
         float* scratch = scratch_[thread].Get<float>(TreeScratchFloats(tile));
-        MultiplyTree(table_, tile, scratch, true, [&](const BlockSums& sums) {
+        MultiplyTree(table_, tile, scratch, [&](const BlockSums& sums) {
           StoreGated(table_, tile, sums, Inner(e));
         });
       });

@@ -109,7 +109,7 @@ void CpuOps::DoQkvLinear(const QkvLinearArgs& args) {
                                               TreeScratchFloats(tile));
     float* scratch = sums + tile.num_blocks / blocks_per_piece * piece_floats;
     const int64_t first_piece = tile.first_block / blocks_per_piece;
-    MultiplyTree(table, tile, scratch + width, true, [&](const BlockSums& block) {
+    MultiplyTree(table, tile, scratch + width, [&](const BlockSums& block) {
       const int64_t column = (tile.first_block + block.block) * kBlockColumns;
       const int64_t piece = column / width;
       StoreArgs store = {.sums = block.data,
