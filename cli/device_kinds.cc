@@ -55,6 +55,7 @@ DeviceKind ThisCpu(int num_ranks, const std::string& arithmetic, int num_threads
                     .linear_flops_per_second = part * shares.linear * rates.flops_per_second,
                     .attention_flops_per_second = part * shares.attention * rates.flops_per_second,
                     .delta_net_flops_per_second = part * shares.delta_net * rates.flops_per_second,
+                    .generated_row_seconds = 20e-6,
                     .link_bytes_per_second = 4e9,
                     .exchange_seconds = 20e-6}};
 }

@@ -80,6 +80,7 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
     cost.linear_flops += 2 * elements * these_rows * (is_expert ? chosen : 1);
   }
   const StageRange layers = plan.LayersOf(stage);
+  if (!step.prompt) cost.generated_rows = rows * Real(layers.last - layers.first);
   double exchanged_rows = 0;  // of all exchanges, twice a layer: partial sums out, norms back
   for (int64_t layer = layers.first; layer < layers.last; ++layer) {
     const bool is_last = layer + 1 == config.num_layers(), is_attention = config.layers[layer].mixer == MixerKind::kAttention;
@@ -112,6 +113,7 @@ double StepSeconds(const ModelConfig& config, const ShardPlan& plan, DType act, 
     seconds += std::max(cost.cache_bytes / device.bytes_per_second,
                         cost.attention_flops / device.attention_flops_per_second +
                             cost.delta_net_flops / device.delta_net_flops_per_second);
+    seconds += cost.generated_rows * device.generated_row_seconds;
     seconds += cost.num_exchanges * device.exchange_seconds;
     if (cost.exchange_bytes > 0) seconds += cost.exchange_bytes / device.link_bytes_per_second;
   }

@@ -23,6 +23,7 @@ struct StepCost {
   double cache_bytes = 0;     // keys and values read, recurrent states read and written
   double attention_flops = 0;
   double delta_net_flops = 0; // convolution and delta rule
+  double generated_rows = 0;  // counted in each layer's mixer
   double exchange_bytes = 0;  // that a rank sends to the others of its stage
   int num_exchanges = 0;      // one after the other
 };
@@ -34,6 +35,7 @@ struct DeviceSpeed {
   double linear_flops_per_second = 0;    // many rows
   double attention_flops_per_second = 0;
   double delta_net_flops_per_second = 0;
+  double generated_row_seconds = 0;      // of one such row in a mixer, beside bytes and FLOPs: too little to keep a core busy
   double link_bytes_per_second = 0;      // from a rank to the others of its stage
   double exchange_seconds = 0;           // of a small exchange between the ranks of a stage
 };

@@ -74,6 +74,17 @@ TEST(SpeedTest, DecodeIsTheBytesOfTheWeightsAtTheBandwidth) {
   EXPECT_DOUBLE_EQ(StepSeconds(config, plan, config.dtype, device, {}), (cost.weight_bytes + cost.cache_bytes) / 1e9);
 }
 
+TEST(SpeedTest, EveryGeneratedRowCostsItsTimeInEveryLayer) {
+  const std::string path = absl::StrCat(PLUMBLINE_SOURCE_DIR, "/tests/golden/llama3");
+  const ModelConfig config = ReadModelConfig(path).value();
+  const ShardPlan plan = ShardPlan::Make(config, {.tp = 1, .pp = 2}).value();
+  const DeviceSpeed device = {.bytes_per_second = 1e30, .linear_flops_per_second = 1e30, .attention_flops_per_second = 1e30,
+                              .delta_net_flops_per_second = 1e30, .generated_row_seconds = 0.5};
+  const double layers = static_cast<double>(config.num_layers());
+  EXPECT_NEAR(StepSeconds(config, plan, config.dtype, device, {.num_sequences = 3}), 0.5 * 3 * layers, 1e-9);
+  EXPECT_NEAR(StepSeconds(config, plan, config.dtype, device, {.rows = 64, .prompt = true}), 0, 1e-9);
+}
+
 TEST(SpeedTest, TwoRanksHaveHalfTheWorkAndAnExchange) {
   const std::string path = absl::StrCat(PLUMBLINE_SOURCE_DIR, "/tests/golden/llama3");
   const ModelConfig config = ReadModelConfig(path).value();
