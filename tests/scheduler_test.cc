@@ -236,13 +236,23 @@ TEST(SchedulerTest, TheYoungestIsPreemptedForAnOlderOne) {
 }
 
 TEST(SchedulerTest, StagesShareTheDecodes) {
-  Simulation simulation({.num_blocks = 64, .max_step_tokens = 256, .pipeline_stages = 3});
-  for (int i = 0; i < 7; ++i) simulation.Add(Prompt(10, 40));
+  Simulation simulation({.num_blocks = 64, .max_step_tokens = 256, .pipeline_stages = 3}, 32);
+  for (int i = 0; i < 25; ++i) simulation.Add(Prompt(10, 40));
   simulation.Schedule();  // all prompts fit in one step
   simulation.FinishOldest();
   std::vector<size_t> sizes;
   while (simulation.Schedule()) sizes.push_back(simulation.plans().back().sequences.size());
-  EXPECT_EQ(sizes, (std::vector<size_t>{3, 3, 1}));
+  EXPECT_EQ(sizes, (std::vector<size_t>{9, 9, 7}));
+}
+
+TEST(SchedulerTest, AFewDecodesStayTogether) {
+  Simulation simulation({.num_blocks = 64, .max_step_tokens = 256, .pipeline_stages = 3}, 32);
+  for (int i = 0; i < 10; ++i) simulation.Add(Prompt(10, 40));
+  simulation.Schedule();
+  simulation.FinishOldest();
+  std::vector<size_t> sizes;
+  while (simulation.Schedule()) sizes.push_back(simulation.plans().back().sequences.size());
+  EXPECT_EQ(sizes, (std::vector<size_t>{8, 2}));
 }
 
 TEST(SchedulerTest, NobodyOvertakesAWaitingPrompt) {

@@ -8,6 +8,8 @@
 namespace plumbline {
 namespace {
 
+constexpr int64_t kRowsTogether = 8;
+
 int64_t BlocksFor(int64_t tokens) { return (tokens + kGridTokens - 1) / kGridTokens; }
 
 // One token, drawn by the step before.
@@ -93,10 +95,10 @@ std::optional<StepPlan> Scheduler::Schedule() {
 }
 
 int64_t Scheduler::DecodeSeats() const {
-  // With stages, decodes are dealt out over the steps that can be in flight, so that no stage
-  // waits.
+  // With stages, decodes are dealt out over the steps that can be in flight, so that no stage waits. A few rows stay together:
+  // a step reads all weights whatever its rows, so that smaller steps would come no sooner.
   const int64_t stages = capacity_->pipeline_stages;
-  return (num_running() + stages - 1) / stages;
+  return std::max((num_running() + stages - 1) / stages, std::min(num_running(), kRowsTogether));
 }
 
 absl::btree_map<Flow*, std::deque<Sequence*>> Scheduler::ReadyDecodes() const {
