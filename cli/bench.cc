@@ -227,13 +227,17 @@ void AddBench(CLI::App& app, CommandMain& chosen) {
   command->add_option("--prompt-tokens", flags->prompt_tokens, "of the prefill that is timed")->check(CLI::PositiveNumber);
   command->add_option("--batch", flags->batch, "sequences decoded together")->check(CLI::Range(1, 1024));
   command->add_option("--decode-tokens", flags->decode_tokens, "decode steps that are timed")->check(CLI::PositiveNumber);
-  command->add_option("--decode-context", flags->decode_context, "tokens in the cache before decoding")->check(CLI::PositiveNumber);
-  command->add_option("--repetitions", flags->repetitions, "prefills that are timed; medians are printed")->check(CLI::PositiveNumber);
+  command->add_option("--decode-context", flags->decode_context, "tokens in the cache before decoding")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--repetitions", flags->repetitions, "prefills that are timed; medians are printed")
+      ->check(CLI::PositiveNumber);
   command->add_option("--transport", flags->transport, kRunnerTransportHelp)
       ->check(CLI::IsMember(RunnerTransports()));
   command->add_flag("--ops", flags->ops, "also print bytes, FLOPs, time and share of the machine's limit of each op");
   command->add_flag("--json", flags->json, "print one JSON object");
-  command->footer("Example: plumbline bench --model deploy/demo_model/model --device cpu --threads 2 --prompt-tokens 512 --batch 8 --json");
+  command->footer(
+      "Example: plumbline bench --model deploy/demo_model/model --device cpu --threads 2 --prompt-tokens 512 "
+      "--batch 8 --json");
   command->callback([flags, &chosen] { chosen = [flags] { return RunBench(*flags); }; });
 }
 

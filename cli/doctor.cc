@@ -42,7 +42,8 @@ void PrintHost() {
   std::printf("memory       %.1f GiB free\n", static_cast<double>(AvailableMemoryBytes()) / kGiB);
   struct statvfs disk;
   if (statvfs(".", &disk) == 0) {
-    std::printf("disk here    %.1f GiB free\n", static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / kGiB);
+    std::printf("disk here    %.1f GiB free\n",
+                static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize) / kGiB);
   }
   std::printf("GPUs         this build has no CUDA backend\n");
 }
@@ -78,7 +79,8 @@ absl::Status CheckModel(const ModelFlags& flags) {
                        differing += run.differing_tokens;
                        ++runs;
                        if (run.differing_tokens == 0) return;
-                       std::printf("DIFFERS  tp %d pp %d %s batch %d chunk %lld hit %lld%s: %lld of %lld tokens, first at %s\n",
+                       std::printf("DIFFERS  tp %d pp %d %s batch %d chunk %lld hit %lld%s: %lld of %lld tokens, "
+                                   "first at %s\n",
                                    run.mesh.tp, run.mesh.pp, NameOf(run.transport), run.batch,
                                    static_cast<long long>(run.chunk), static_cast<long long>(run.prefix_hit),
                                    run.preempted ? " preempted" : "",
@@ -99,12 +101,14 @@ absl::Status RunDoctor(const DoctorFlags& flags) {
 
 void AddDoctor(CLI::App& app, CommandMain& chosen) {
   auto flags = std::make_shared<DoctorFlags>();
-  CLI::App* command = app.add_subcommand("doctor", "what this host can do; --exactness proves a model's bits on every shape");
+  CLI::App* command =
+      app.add_subcommand("doctor", "what this host can do; --exactness proves a model's bits on every shape");
   AddModelSource(*command, flags->model);
   AddCacheFlag(*command, flags->model.cache_dir);
   command->add_option("--arithmetic", flags->model.arithmetic, "pin the version of the arithmetic");
   command->add_option("--compute-dtype", flags->model.compute_dtype, "auto or f32")->check(CLI::IsMember({"auto", "f32"}));
-  command->add_flag("--exactness", flags->exactness, "hash every token's logits over batch, chunk, prefix hit, TP, PP, preemption, transport");
+  command->add_flag("--exactness", flags->exactness,
+                    "hash every token's logits over batch, chunk, prefix hit, TP, PP, preemption, transport");
   command->footer("Example: plumbline doctor --exactness --model deploy/demo_model/model");
   command->callback([flags, &chosen] { chosen = [flags] { return RunDoctor(*flags); }; });
 }

@@ -38,7 +38,9 @@ absl::StatusOr<std::vector<TokenSequence>> ReadTokens(const std::string& path) {
     const auto* ids = reinterpret_cast<const int32_t*>(file->Data(entry));
     sequences.push_back({entry.name.substr(7), {ids, ids + entry.shape[0]}});
   }
-  if (sequences.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " has no tensor named tokens.0, tokens.1, ..."));
+  if (sequences.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " has no tensor named tokens.0, tokens.1, ..."));
+  }
   std::sort(sequences.begin(), sequences.end(), [](const TokenSequence& a, const TokenSequence& b) {
     return a.number.size() != b.number.size() ? a.number.size() < b.number.size() : a.number < b.number;
   });
@@ -97,7 +99,9 @@ void AddLogits(CLI::App& app, CommandMain& chosen) {
   command->add_option("--chunk", flags->chunk, "prompt tokens per step, a multiple of 64")->check(CLI::NonNegativeNumber);
   command->add_option("--transport", flags->transport, kRunnerTransportHelp)
       ->check(CLI::IsMember(RunnerTransports()));
-  command->footer("Example: plumbline logits --model deploy/demo_model/model --tokens tokens.safetensors --out logits.safetensors --tp 2 --pp 2");
+  command->footer(
+      "Example: plumbline logits --model deploy/demo_model/model --tokens tokens.safetensors "
+      "--out logits.safetensors --tp 2 --pp 2");
   command->callback([flags, &chosen] { chosen = [flags] { return RunLogits(*flags); }; });
 }
 

@@ -42,7 +42,8 @@ absl::StatusOr<std::optional<uint64_t>> ParseWeights(const std::string& weights)
 }  // namespace
 
 void AddCacheFlag(CLI::App& command, std::string& cache_dir) {
-  command.add_option("--cache-dir", cache_dir, "folder for packed weights, as large as the model: later starts read them back");
+  command.add_option("--cache-dir", cache_dir,
+                     "folder for packed weights, as large as the model: later starts read them back");
 }
 
 void AddModelSource(CLI::App& command, ModelFlags& flags) {

@@ -40,7 +40,8 @@ struct ModelFlags {
 void AddCacheFlag(CLI::App& command, std::string& cache_dir);
 // --model, --config, --layers, --weights.
 void AddModelSource(CLI::App& command, ModelFlags& flags);
-// --cache-dir, --tp, --pp, --device, --arithmetic, --compute-dtype, --threads, --max-tokens, --max-sequences, --max-step-tokens.
+// --cache-dir, --tp, --pp, --device, --arithmetic, --compute-dtype, --threads, --max-tokens, --max-sequences,
+// --max-step-tokens.
 void AddRunFlags(CLI::App& command, ModelFlags& flags);
 
 // --prefix-cache, --prefix-cache-states.

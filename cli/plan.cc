@@ -73,7 +73,8 @@ nlohmann::ordered_json RankJson(const RankBytes& rank) {
 void PrintRanks(const std::vector<RankBytes>& ranks) {
   constexpr double kGiB = 1 << 30;
   for (const RankBytes& rank : ranks) {
-    std::printf("  rank %2d (stage %d, tp %d): weights %14lld B (%7.2f GiB)  kv %7.2f  state %6.2f  activations %6.2f  total %8.2f GiB\n",
+    std::printf("  rank %2d (stage %d, tp %d): weights %14lld B (%7.2f GiB)  kv %7.2f  state %6.2f  "
+                "activations %6.2f  total %8.2f GiB\n",
                 rank.rank, rank.stage, rank.tp_index, static_cast<long long>(rank.weight_bytes),
                 static_cast<double>(rank.weight_bytes) / kGiB, static_cast<double>(rank.kv_bytes) / kGiB,
                 static_cast<double>(rank.state_bytes) / kGiB, static_cast<double>(rank.activation_bytes) / kGiB,
@@ -99,7 +100,8 @@ absl::Status RunPlan(const PlanFlags& flags) {
   }
   nlohmann::ordered_json shapes = nlohmann::ordered_json::array();
   if (!flags.json) {
-    std::printf("%s, %lld layers; KV cache of %lld tokens, %lld sequences and %lld cached states, steps of %lld tokens; KV %lld B per token\n",
+    std::printf("%s, %lld layers; KV cache of %lld tokens, %lld sequences and %lld cached states, "
+                "steps of %lld tokens; KV %lld B per token\n",
                 model.config.model_type.c_str(), static_cast<long long>(model.config.num_layers()),
                 static_cast<long long>(limits.max_tokens), static_cast<long long>(limits.max_sequences),
                 static_cast<long long>(limits.max_cached_states),
@@ -148,16 +150,20 @@ absl::Status RunPlan(const PlanFlags& flags) {
 
 void AddPlan(CLI::App& app, CommandMain& chosen) {
   auto flags = std::make_shared<PlanFlags>();
-  CLI::App* command = app.add_subcommand("plan", "exact bytes of every rank for every cluster shape; fit or no fit; predicted speed");
+  CLI::App* command = app.add_subcommand(
+      "plan", "exact bytes of every rank for every cluster shape; fit or no fit; predicted speed");
   AddModelSource(*command, flags->model);
   command->add_option("--tp", flags->model.mesh.tp, "only this tensor-parallel size")->check(CLI::IsMember({1, 2, 4, 8}));
   command->add_option("--pp", flags->model.mesh.pp, "only this number of pipeline stages")->check(CLI::Range(1, 64));
-  command->add_option("--device", flags->devices, "NAME:COUNT to check the fit against and predict the speed of, e.g. h100:4 or cpu:2; repeatable");
-  command->add_option("--prompt-tokens", flags->prompt_tokens, "of the prompt whose speed is predicted")->check(CLI::PositiveNumber);
+  command->add_option("--device", flags->devices,
+                      "NAME:COUNT to check the fit against and predict the speed of, e.g. h100:4 or cpu:2; repeatable");
+  command->add_option("--prompt-tokens", flags->prompt_tokens, "of the prompt whose speed is predicted")
+      ->check(CLI::PositiveNumber);
   command->add_option("--batch", flags->batch, "sequences decoding together")->check(CLI::PositiveNumber);
   command->add_option("--context", flags->context, "tokens in the cache while decoding")->check(CLI::NonNegativeNumber);
   command->add_option("--threads", flags->model.threads, "of this machine, for --device cpu; 0: all");
-  command->add_option("--arithmetic", flags->model.arithmetic, "of this machine, for --device cpu")->check(CLI::IsMember(CpuArithmetics()));
+  command->add_option("--arithmetic", flags->model.arithmetic, "of this machine, for --device cpu")
+      ->check(CLI::IsMember(CpuArithmetics()));
   command->add_option("--compute-dtype", flags->model.compute_dtype, "auto or f32")->check(CLI::IsMember({"auto", "f32"}));
   command->add_option("--max-tokens", flags->model.limits.max_tokens, "KV cache in tokens");
   command->add_option("--max-sequences", flags->model.limits.max_sequences, "sequences under way at once");

@@ -27,7 +27,8 @@ struct StartedRunner {
 };
 
 inline constexpr char kRunnerTransportHelp[] =
-    "ranks are threads (threads; shm and gloo: that talk like processes), or processes (a real cluster; processes-gloo: over TCP)";
+    "ranks are threads (threads; shm and gloo: that talk like processes), or processes (a real cluster; "
+    "processes-gloo: over TCP)";
 std::vector<std::string> RunnerTransports();
 
 // transport: one of RunnerTransports(). "threads", "shm", "gloo": ranks are threads of this process; "processes": a

@@ -209,9 +209,13 @@ class Server {
   }
 
   absl::Status StartServers() {
-    api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{
-        .engine = engine_.get(), .model = &served_, .cluster = &fleet_->cluster(), .requests = &requests_, .access = access_.get()});
-    PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port, .tls = tls_}, api_.get()));
+    api_ = std::make_unique<OpenAiApi>(OpenAiApiOptions{.engine = engine_.get(),
+                                                        .model = &served_,
+                                                        .cluster = &fleet_->cluster(),
+                                                        .requests = &requests_,
+                                                        .access = access_.get()});
+    PL_ASSIGN_OR_RETURN(http_, HttpServer::Start({.host = http_address_.host, .port = http_address_.port, .tls = tls_},
+                                                 api_.get()));
     PL_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start({.address = absl::StrCat(grpc_address_.host, ":", grpc_address_.port),
                                                   .tls = tls_,
                                                   .engine = engine_.get(),
@@ -271,10 +275,12 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--keys", flags.keys, "file of API keys with quotas, as `plumbline keys` writes it");
   AddServerTlsFlags(command, flags.tls);
   AddClusterTlsFlags(command, flags.cluster_tls);
-  command.add_option("--max-context", flags.max_context, "prompt and output of a request together; default: the model's limit")
+  command.add_option("--max-context", flags.max_context,
+                     "prompt and output of a request together; default: the model's limit")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--max-queue", flags.max_queue, "waiting requests; more get 429")->check(CLI::PositiveNumber);
-  command.add_option("--transport", flags.transport, "between ranks; auto: shm, memory they share, inside one host, else gloo, TCP")
+  command.add_option("--transport", flags.transport,
+                     "between ranks; auto: shm, memory they share, inside one host, else gloo, TCP")
       ->check(CLI::IsMember({"auto", "shm", "gloo"}));
   command.add_option("--log-format", flags.log_format, "of what goes to stderr: lines of text, or one JSON object per line")
       ->check(CLI::IsMember({"text", "json"}));

@@ -37,8 +37,10 @@ void AddWorker(CLI::App& app, CommandMain& chosen) {
   command->add_option("--join-token-file", flags->join_token_file, "file with the cluster's secret; - is standard input")
       ->required();
   AddClusterTlsFlags(*command, flags->cluster_tls);
-  command->add_option("--rank", flags->worker.wanted_rank, "rank to hold; default: any that is free")->check(CLI::Range(0, 1023));
-  command->add_option("--threads", flags->worker.num_threads, "threads; 0: as the coordinator says")->check(CLI::Range(0, 1024));
+  command->add_option("--rank", flags->worker.wanted_rank, "rank to hold; default: any that is free")
+      ->check(CLI::Range(0, 1023));
+  command->add_option("--threads", flags->worker.num_threads, "threads; 0: as the coordinator says")
+      ->check(CLI::Range(0, 1024));
   command->add_option("--bind", flags->worker.bind_address, "address of this host that the other workers reach");
   command->add_option("--memory-gib", flags->memory_gib, "memory this worker may use; default: what is free")
       ->check(CLI::NonNegativeNumber);

@@ -38,9 +38,11 @@ absl::StatusOr<std::unique_ptr<WorkerFleet>> WorkerFleet::Start(const ModelFlags
   PL_ASSIGN_OR_RETURN(fleet->cluster_, Cluster::Create(std::move(cluster)));
   if (!options.launch) return fleet;
   LauncherOptions launcher;
-  launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()), options.worker_tls);
+  launcher.command = WorkerCommand(fleet->cluster_->worker_address(), ThreadsPerRank(flags, flags.mesh.size()),
+                                   options.worker_tls);
   if (!flags.cache_dir.empty()) {
-    const std::string cache_dir = std::filesystem::absolute(flags.cache_dir).string();  // workers have another working directory
+    // Workers have another working directory.
+    const std::string cache_dir = std::filesystem::absolute(flags.cache_dir).string();
     launcher.command.insert(launcher.command.end(), {"--cache-dir", cache_dir});
   }
   launcher.join_token = token;

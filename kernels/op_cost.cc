@@ -6,7 +6,10 @@
 namespace plumbline {
 namespace {
 
-double Bytes(const ConstTensor& tensor) { return tensor.empty() ? 0 : static_cast<double>(tensor.num_elements() * static_cast<int64_t>(SizeOf(tensor.dtype()))); }
+double Bytes(const ConstTensor& tensor) {
+  if (tensor.empty()) return 0;
+  return static_cast<double>(tensor.num_elements() * static_cast<int64_t>(SizeOf(tensor.dtype())));
+}
 
 // All tensors of the arguments as a whole.
 template <typename Args>

@@ -10,8 +10,8 @@
 // alone, bit for bit: never of T, of other rows, of thread count, or of which rank holds which columns. Sums are f32
 // in an order fixed by the op's description and the backend's arithmetic() name.
 //
-// Roles: the leading num_generated rows of a linear were sampled by the engine, the others are prompt. A backend may sum the two in
-// different orders; a row's bits depend on its own role, never on how many rows have which.
+// Roles: the leading num_generated rows of a linear were sampled by the engine, the others are prompt. A backend may
+// sum the two in different orders; a row's bits depend on its own role, never on how many rows have which.
 //
 // Tensors are dense; of those that say "spread" the rows may lie further apart (Tensor::row_stride).
 //

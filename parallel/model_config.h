@@ -77,7 +77,8 @@ struct ModelConfig {
 // Reads both layouts (transformers 4 and 5), nested text_config included. INVALID_ARGUMENT names the key that is
 // missing, of the wrong type or out of range; UNIMPLEMENTED names an architecture or feature that is not supported.
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json);
-absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& model_dir);  // its config.json, and generation_config.json's eos ids
+// From its config.json, and generation_config.json's eos ids.
+absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& model_dir);
 
 // The first num_layers layers of the model: --layers N.
 ModelConfig WithLayers(ModelConfig config, int64_t num_layers);

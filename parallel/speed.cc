@@ -83,7 +83,8 @@ StepCost CostOfStep(const ModelConfig& config, const ShardPlan& plan, int stage,
   if (!step.prompt) cost.generated_rows = rows * Real(layers.last - layers.first);
   double exchanged_rows = 0;  // of all exchanges, twice a layer: partial sums out, norms back
   for (int64_t layer = layers.first; layer < layers.last; ++layer) {
-    const bool is_last = layer + 1 == config.num_layers(), is_attention = config.layers[layer].mixer == MixerKind::kAttention;
+    const bool is_last = layer + 1 == config.num_layers();
+    const bool is_attention = config.layers[layer].mixer == MixerKind::kAttention;
     exchanged_rows += (is_last && is_attention ? sequences : rows) + (is_last ? sequences : rows);
     if (!is_attention) {
       AddDeltaNet(config, plan, act, step, cost);

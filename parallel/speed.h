@@ -35,7 +35,7 @@ struct DeviceSpeed {
   double linear_flops_per_second = 0;    // many rows
   double attention_flops_per_second = 0;
   double delta_net_flops_per_second = 0;
-  double generated_row_seconds = 0;      // of one such row in a mixer, beside bytes and FLOPs: too little to keep a core busy
+  double generated_row_seconds = 0;      // of one such row in a mixer, beside bytes and FLOPs
   double link_bytes_per_second = 0;      // from a rank to the others of its stage
   double exchange_seconds = 0;           // of a small exchange between the ranks of a stage
 };

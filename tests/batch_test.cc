@@ -74,8 +74,8 @@ TEST(BatchTest, WantedRowsAreRunsOfTheirSequences) {
   BatchBuilder builder(*backend.device, kLimits, /*rotary_dim=*/8);
   // Positions 64-69 of which 64, 66, 67 and 69 are wanted; none; the last of 0-2.
   const StepPlan plan = {
-      .sequences = {{.tokens = {1, 2, 3, 4, 5, 6}, .start = 64, .num_prompt_tokens = 6, .block_table = {3, 4}, .state_slot = 0,
-                     .draw_token = true, .targets = {7, -1, 7, 7, -1, -1}},
+      .sequences = {{.tokens = {1, 2, 3, 4, 5, 6}, .start = 64, .num_prompt_tokens = 6, .block_table = {3, 4},
+                     .state_slot = 0, .draw_token = true, .targets = {7, -1, 7, 7, -1, -1}},
                     {.tokens = {1}, .start = 5, .block_table = {5}, .state_slot = 1},
                     {.tokens = {1, 2, 3}, .num_prompt_tokens = 3, .block_table = {6}, .state_slot = 2, .draw_token = true}}};
   const Batch batch = builder.Build(plan);
@@ -109,7 +109,8 @@ TEST(BatchTest, EveryOtherRowIsARun) {
   limits.max_step_tokens = 64;
   limits.max_sequences = 1;
   BatchBuilder builder(*backend.device, limits, /*rotary_dim=*/8);
-  SequencePlan sequence = {.tokens = std::vector<int32_t>(63, 1), .num_prompt_tokens = 63, .block_table = {2}, .state_slot = 0};
+  SequencePlan sequence = {
+      .tokens = std::vector<int32_t>(63, 1), .num_prompt_tokens = 63, .block_table = {2}, .state_slot = 0};
   for (int i = 0; i < 63; ++i) sequence.targets.push_back(i % 2 == 0 ? 1 : -1);
   const Batch batch = builder.Build({.sequences = {sequence}});
   EXPECT_EQ(batch.wanted.count, 32);

@@ -1,5 +1,5 @@
-// What cluster_test starts as processes of their own: a worker, or a coordinator that can be
-// killed.
+// What the cluster_*_test programs start as processes of their own: a worker, or a coordinator that
+// can be killed.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>

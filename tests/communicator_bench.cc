@@ -61,7 +61,8 @@ absl::Status Exchange(Communicator& group, const Case& c, std::vector<uint8_t>& 
 // One of the two; the one without a state goes on until the other ends the group.
 void RunRank(const Case& c, int rank, const std::string& directory, benchmark::State* state) {
   DirectoryStore store(directory);
-  auto group = ConnectProcesses({.rank = rank, .size = 2, .group = "bench", .bind_address = "127.0.0.1"}, c.transport, store);
+  auto group = ConnectProcesses({.rank = rank, .size = 2, .group = "bench", .bind_address = "127.0.0.1"}, c.transport,
+                                store);
   if (!group.ok()) {
     if (state != nullptr) state->SkipWithError(group.status().ToString().c_str());
     return;
@@ -85,7 +86,8 @@ void RunRank(const Case& c, int rank, const std::string& directory, benchmark::S
 // The peer is forked before this process has threads: Gloo's end with the group.
 void RunCase(benchmark::State& state, const Case& c) {
   const std::string directory =
-      (std::filesystem::temp_directory_path() / absl::StrCat("communicator_bench_", getpid(), "_", absl::GetCurrentTimeNanos()))
+      (std::filesystem::temp_directory_path() /
+       absl::StrCat("communicator_bench_", getpid(), "_", absl::GetCurrentTimeNanos()))
           .string();
   std::filesystem::create_directories(directory);
   const pid_t peer = fork();

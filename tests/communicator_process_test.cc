@@ -1,5 +1,5 @@
-// Ranks as processes: killed, stopped, far away. Run as `communicator_process_test --peer TRANSPORT RANK SIZE DIRECTORY TASK`
-// this program is one rank of a group.
+// Ranks as processes: killed, stopped, far away. Run as
+// `communicator_process_test --peer TRANSPORT RANK SIZE DIRECTORY TASK` this program is one rank of a group.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>

@@ -139,7 +139,8 @@ std::map<int64_t, int64_t> Served(const std::vector<RequestOwner>& owners, int n
 }
 
 TEST(FairnessTest, TokensAreServedInProportionToShares) {
-  const auto served = Served({{.key_id = 1, .share = 1}, {.key_id = 2, .share = 2}, {.key_id = 3, .share = 5}}, 800, 300, 20);
+  const auto served =
+      Served({{.key_id = 1, .share = 1}, {.key_id = 2, .share = 2}, {.key_id = 3, .share = 5}}, 800, 300, 20);
   const double total = 800 * 256;
   // A flow may be a step ahead or behind when counting stops; steps end on the grid.
   EXPECT_NEAR(static_cast<double>(served.at(2)) / static_cast<double>(served.at(1)), 2, 0.1);

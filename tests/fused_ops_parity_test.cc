@@ -80,12 +80,14 @@ std::vector<float> RunQkv(Backend& backend, const Heads& heads, DType dtype, int
 
 void ExpectQkvCallsEqual(Backend& backend, const std::vector<int64_t>& row_counts) {
   for (DType dtype : kActTypes) {
-    for (const Heads& heads : {Heads{4, 2, 64}, Heads{3, 1, 128, true}, Heads{2, 2, 32}, Heads{1, 1, 256}, Heads{3, 3, 20}}) {
+    for (const Heads& heads :
+         {Heads{4, 2, 64}, Heads{3, 1, 128, true}, Heads{2, 2, 32}, Heads{1, 1, 256}, Heads{3, 3, 20}}) {
       for (int64_t num_rows : row_counts) {
         const std::vector<float> expected = RunQkv(backend, heads, dtype, num_rows, QkvCalls::kTwoOps);
         for (QkvCalls calls : {QkvCalls::kFused, QkvCalls::kFusedQueriesThenKeysAndValues}) {
           EXPECT_EQ(RunQkv(backend, heads, dtype, num_rows, calls), expected)
-              << NameOf(dtype) << " head dim " << heads.head_dim << " rows " << num_rows << " calls " << static_cast<int>(calls);
+              << NameOf(dtype) << " head dim " << heads.head_dim << " rows " << num_rows << " calls "
+              << static_cast<int>(calls);
         }
       }
     }

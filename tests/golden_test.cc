@@ -34,7 +34,9 @@ TEST_P(GoldenTest, F32MatchesTheReference) {
 TEST_P(GoldenTest, SixteenBitIsCloserToTheTruthThanTheUsualForward) {
   const GoldenCase golden = LoadGolden(GetParam().model);
   auto ranks = StartModel(golden.dir, golden.config,
-                          {.mesh = GetParam().mesh, .arithmetic = GetParam().arithmetic, .compute_dtype = golden.config.dtype});
+                          {.mesh = GetParam().mesh,
+                           .arithmetic = GetParam().arithmetic,
+                           .compute_dtype = golden.config.dtype});
   double ours = 0, usual = 0, tokens = 0;
   for (const GoldenSequence& sequence : golden.sequences) {
     const double weight = static_cast<double>(sequence.tokens.size());

@@ -1,4 +1,5 @@
-// API keys and their quotas over HTTP, plain and over TLS: who is let in, what is refused and how, and that no key is ever logged.
+// API keys and their quotas over HTTP, plain and over TLS: who is let in, what is refused and how, and that no key is
+// ever logged.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <spdlog/spdlog.h>

@@ -28,7 +28,8 @@ TEST(OpCost, AttentionCountsTheKeysThatARowSees) {
     }
     bytes += (part.start + part.num_rows) * 2.0 * kKvHeads * kDim * 2;
   }
-  const OpCost cost = CostOf(AttentionArgs{.out = out, .q = q, .k_cache = keys, .v_cache = values, .sequences = rows.view()});
+  const OpCost cost =
+      CostOf(AttentionArgs{.out = out, .q = q, .k_cache = keys, .v_cache = values, .sequences = rows.view()});
   EXPECT_DOUBLE_EQ(cost.flops, flops);
   EXPECT_DOUBLE_EQ(cost.bytes, bytes);
 }

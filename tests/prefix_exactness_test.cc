@@ -118,13 +118,17 @@ TEST_P(PrefixExactnessTest, SmallCachesAndManyStreamsGiveTheBitsOfARequestAlone)
     std::vector<int32_t>& prompt = requests.back().prompt;
     for (size_t at = 0; at < prompt.size(); at += kGridTokens) prompt[at] = static_cast<int32_t>(random() % 2);
   }
-  Served cold(GetParam(), {.limits = {.max_tokens = 1024, .max_sequences = 1, .max_step_tokens = 512}, .prefix_cache = false});
+  Served cold(GetParam(), {.limits = {.max_tokens = 1024, .max_sequences = 1, .max_step_tokens = 512},
+                           .prefix_cache = false});
   std::vector<Seen> expected;
   for (const GenerationRequest& request : requests) expected.push_back(SeenOf(RunOn(*cold.engine, request)));
   uint64_t hits = 0, preemptions = 0;
   for (const Mesh mesh : {Mesh{}, Mesh{.tp = 2, .pp = 1}, Mesh{.tp = 1, .pp = 2}}) {
     Served warm(GetParam(), {.mesh = mesh,
-                             .limits = {.max_tokens = 9 * 64, .max_sequences = 4, .max_step_tokens = 192, .max_cached_states = 2}});
+                             .limits = {.max_tokens = 9 * 64,
+                                        .max_sequences = 4,
+                                        .max_step_tokens = 192,
+                                        .max_cached_states = 2}});
     std::vector<Collected> collected(requests.size());
     for (size_t i = 0; i < requests.size(); ++i) {
       ASSERT_TRUE(warm.engine->Submit(requests[i], collected[i].Sink()).ok());

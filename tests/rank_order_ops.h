@@ -1,5 +1,5 @@
-// The control of the exactness tests: a backend whose sums over ranks run in rank order, ((0+1)+2)+3, instead of the balanced
-// tree. Everything else is the backend it wraps.
+// The control of the exactness tests: a backend whose sums over ranks run in rank order, ((0+1)+2)+3, instead of the
+// balanced tree. Everything else is the backend it wraps.
 #pragma once
 
 #include <cstring>

@@ -49,7 +49,8 @@ TEST_P(SpeedTest, CostIsWhatTheOpsOfAStepCount) {
                                     backend.ops = MakeProfiledOps(std::move(backend.ops), profile);
                                     return backend;
                                   },
-                                  .open_weights = [&](const ShardPlan& shards) { return OpenCheckpoint(dir, config, shards); }})
+                                  .open_weights =
+                                      [&](const ShardPlan& shards) { return OpenCheckpoint(dir, config, shards); }})
                    .value();
   profile.clear();
   SequencePlan sequence = {.start = 0, .num_prompt_tokens = 128, .block_table = {0, 1}, .state_slot = 0, .draw_token = true};

@@ -138,8 +138,10 @@ TEST_P(SpreadRows, ConvolutionAndDeltaNet) {
   ExpectSameBits([&](DType dtype, int64_t gap) {
     Random random(5);
     constexpr int64_t kHeads = 2, kDim = 32, kChannels = 3 * kHeads * kDim;
-    const HostTensor weight = random.Tensor(DType::kF32, {kChannels, 4}, 0.5), per_head = random.Tensor(DType::kF32, {kHeads});
-    const HostTensor norm = random.Tensor(DType::kF32, {kDim}), gates = random.Tensor(DType::kF32, {kRows, kHeads * (kDim + 2)});
+    const HostTensor weight = random.Tensor(DType::kF32, {kChannels, 4}, 0.5);
+    const HostTensor per_head = random.Tensor(DType::kF32, {kHeads});
+    const HostTensor norm = random.Tensor(DType::kF32, {kDim});
+    const HostTensor gates = random.Tensor(DType::kF32, {kRows, kHeads * (kDim + 2)});
     HostTensor conv_state(dtype, {1, kChannels, 3}), state(DType::kF32, {1, kHeads, kDim, kDim});
     HostTensor convolved(DType::kF32, {kRows, kChannels});
     SpreadMatrix x(random.Tensor(dtype, {kRows, kChannels}), gap), out(dtype, kHeads * kDim, gap);
@@ -163,8 +165,14 @@ TEST_P(SpreadRows, MoeMlp) {
     const HostTensor experts({kRows, 1}, chosen), weights = random.Tensor(DType::kF32, {kRows, 1});
     HostTensor out(DType::kF32, {kRows, 96});
     SpreadMatrix x(random.Tensor(dtype, {kRows, 96}), gap);
-    backend_.ops->MoeMlp({.out = out, .x = x.view(), .experts = experts, .weights = weights, .gate_up = gate_ups.View(DType::kU8, {2, backend_.ops->PackedBytes(up)}),
-                          .down = downs.View(DType::kU8, {2, backend_.ops->PackedBytes(down)}), .gate_up_shape = up, .down_shape = down});
+    backend_.ops->MoeMlp({.out = out,
+                          .x = x.view(),
+                          .experts = experts,
+                          .weights = weights,
+                          .gate_up = gate_ups.View(DType::kU8, {2, backend_.ops->PackedBytes(up)}),
+                          .down = downs.View(DType::kU8, {2, backend_.ops->PackedBytes(down)}),
+                          .gate_up_shape = up,
+                          .down_shape = down});
     return out.Floats();
   });
 }

@@ -47,10 +47,12 @@ TEST(StallTest, WaitingIsFollowedThroughThePipeline) {
   EXPECT_THAT(FindCulprits(mesh, {At(kAllGather, 8, 3, 0), At(kCompute, 7, 3, 0), At(kRecv, 20, 0, 4), At(kRecv, 20, 0, 4)}),
               ElementsAre(1));
   // Rank 3 hangs; stage 0 is steps ahead, and rank 1's send is not taken.
-  EXPECT_THAT(FindCulprits(mesh, {Done(At(kIdle, 40, 5, 0)), At(kSend, 40, 5, 0), At(kAllGather, 9, 0, 4), At(kCompute, 8, 0, 4)}),
+  EXPECT_THAT(FindCulprits(mesh, {Done(At(kIdle, 40, 5, 0)), At(kSend, 40, 5, 0), At(kAllGather, 9, 0, 4),
+                                  At(kCompute, 8, 0, 4)}),
               ElementsAre(3));
   // Of stages that are done, nobody is to blame for what another does with its step.
-  EXPECT_THAT(FindCulprits(mesh, {Done(At(kIdle, 40, 4, 0)), Done(At(kIdle, 40, 4, 0)), At(kCompute, 8, 0, 4), At(kAllGather, 9, 0, 4)}),
+  EXPECT_THAT(FindCulprits(mesh, {Done(At(kIdle, 40, 4, 0)), Done(At(kIdle, 40, 4, 0)), At(kCompute, 8, 0, 4),
+                                  At(kAllGather, 9, 0, 4)}),
               ElementsAre(2));
 }
 
@@ -74,8 +76,8 @@ TEST(StallTest, SaysWhatEachRankIsAt) {
   ranks[0].name = "rank 0 (a 10)";
   ranks[1].name = "rank 1 (b 11)";
   EXPECT_EQ(DescribeStall(ranks, {1}),
-            "furthest behind: rank 1 (b 11) computing in step 1 after collective 7; others: rank 0 (a 10) waiting in all-gather 8 of "
-            "step 1");
+            "furthest behind: rank 1 (b 11) computing in step 1 after collective 7; others: rank 0 (a 10) waiting in "
+            "all-gather 8 of step 1");
 }
 
 }  // namespace

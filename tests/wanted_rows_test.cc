@@ -1,5 +1,5 @@
-// What a step computes for the rows whose logits are wanted does not depend on which other rows are wanted: all bits are those
-// of the same steps with every row wanted.
+// What a step computes for the rows whose logits are wanted does not depend on which other rows are wanted: all bits
+// are those of the same steps with every row wanted.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -44,7 +44,9 @@ Outcome RunSteps(LocalRanks& ranks, int32_t vocab, const Wanted& wanted) {
     for (const Part& part : kSteps[step]) {
       SequencePlan sequence = {.sequence_id = static_cast<uint64_t>(part.sequence), .start = part.start};
       sequence.num_prompt_tokens = std::max(0, std::min(part.end, part.prompt_end) - part.start);
-      for (int block = 0; block * kBlockTokens < part.end; ++block) sequence.block_table.push_back(part.sequence * 5 + 4 - block);
+      for (int block = 0; block * kBlockTokens < part.end; ++block) {
+        sequence.block_table.push_back(part.sequence * 5 + 4 - block);
+      }
       sequence.state_slot = part.sequence;
       sequence.num_top_logprobs = vocab;
       sequence.return_logits = wanted.logits_of.contains(part.sequence);

@@ -82,7 +82,8 @@ struct Case {
   bool Holds(WeightCache& cache) const {
     if (!cache.is_mapped()) return false;
     const auto a = cache.Find("q|k|v", 4096), b = cache.Find("down", 64);
-    return a.ok() && b.ok() && std::memcmp(a->packed.raw(), first.data(), 4096) == 0 && std::memcmp(b->packed.raw(), second.data(), 64) == 0;
+    return a.ok() && b.ok() && std::memcmp(a->packed.raw(), first.data(), 4096) == 0 &&
+           std::memcmp(b->packed.raw(), second.data(), 64) == 0;
   }
 };
 
@@ -255,7 +256,8 @@ TEST(WeightCacheTest, AnEarlierStateOfTheSameModelIsRemovedAndNothingElse) {
   WriteAll(partial + "new", "");
   fs::last_write_time(partial + "old", fs::file_time_type::clock::now() - std::chrono::hours(48));
   const std::string model_path = other_model.Save(), rank_path = other_rank.Save(), path = now.Save();
-  EXPECT_THAT(FilesOf(folder), UnorderedElementsAre("mine.txt", name(partial + "new"), name(model_path), name(rank_path), name(path)));
+  EXPECT_THAT(FilesOf(folder), UnorderedElementsAre("mine.txt", name(partial + "new"), name(model_path),
+                                                    name(rank_path), name(path)));
 }
 
 // ---- as ranks use it ---------------------------------------------------------------------------

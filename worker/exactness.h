@@ -1,6 +1,6 @@
 // The proof of exactness on a model: the f32 logits of every token are hashed over a matrix of cluster shapes, batch sizes,
-// prompt chunkings, prefix hits and preemptions, and must equal those of the token's sequence alone on one rank. Used by the test suite
-// and by `plumbline doctor --exactness` on a user's own model.
+// prompt chunkings, prefix hits and preemptions, and must equal those of the token's sequence alone on one rank. Used by
+// the test suite and by `plumbline doctor --exactness` on a user's own model.
 #pragma once
 
 #include <cstdint>

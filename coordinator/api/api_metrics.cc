@@ -120,7 +120,8 @@ std::vector<prometheus::MetricFamily> TimesOf(const EngineStats& stats) {
 std::vector<prometheus::MetricFamily> FamiliesOf(const std::vector<KeyLoad>& keys) {
   using prometheus::MetricType;
   prometheus::MetricFamily queued{"plumbline_key_queued_sequences", "Sequences waiting, by key.", MetricType::Gauge, {}};
-  prometheus::MetricFamily running{"plumbline_key_running_sequences", "Sequences in the batch, by key.", MetricType::Gauge, {}};
+  prometheus::MetricFamily running{
+      "plumbline_key_running_sequences", "Sequences in the batch, by key.", MetricType::Gauge, {}};
   const auto add = [](prometheus::MetricFamily& family, const KeyLoad& load, int64_t value) {
     prometheus::ClientMetric metric;
     metric.label = {{"key_id", std::to_string(load.key_id)}, {"key", load.name}};
@@ -173,7 +174,8 @@ std::vector<prometheus::MetricFamily> FamiliesOf(const ClusterSnapshot& cluster)
                  [](const RankInfo& rank) { return rank.steps; }),
       RankFamily(cluster, {"plumbline_rank_memory_bytes", "Resident memory of its worker.", MetricType::Gauge, {}},
                  [](const RankInfo& rank) { return rank.rss_bytes; }),
-      RankFamily(cluster, {"plumbline_rank_planned_bytes", "Weights, caches and activations as planned.", MetricType::Gauge, {}},
+      RankFamily(cluster,
+                 {"plumbline_rank_planned_bytes", "Weights, caches and activations as planned.", MetricType::Gauge, {}},
                  [](const RankInfo& rank) { return rank.planned_bytes; }),
       FamilyOf("plumbline_faults_total", "Epochs of the cluster that were lost.", MetricType::Counter,
                static_cast<double>(cluster.num_faults)),

@@ -348,7 +348,9 @@ class ClusterImpl final : public Cluster {
   void Lose(int rank, Kind kind, const absl::Status& status) {
     const absl::Status reason(status.code(), absl::StrCat(membership_.Name(rank), ": ", status.message()));
     const ClusterFault::Culprit culprit = slots_[rank].AsCulprit();
-    Log(kind, absl::StrCat("lost ", reason.message(), culprit.operation.empty() ? "" : "; last seen ", culprit.operation), rank);
+    Log(kind,
+        absl::StrCat("lost ", reason.message(), culprit.operation.empty() ? "" : "; last seen ", culprit.operation),
+        rank);
     slots_[rank].Vacate();
     membership_.Leave(rank);
     LoseEpoch(reason, {culprit});

@@ -95,8 +95,8 @@ std::optional<StepPlan> Scheduler::Schedule() {
 }
 
 int64_t Scheduler::DecodeSeats() const {
-  // With stages, decodes are dealt out over the steps that can be in flight, so that no stage waits. A few rows stay together:
-  // a step reads all weights whatever its rows, so that smaller steps would come no sooner.
+  // With stages, decodes are dealt out over the steps that can be in flight, so that no stage waits. A few rows stay
+  // together: a step reads all weights whatever its rows, so that smaller steps would come no sooner.
   const int64_t stages = capacity_->pipeline_stages;
   return std::max((num_running() + stages - 1) / stages, std::min(num_running(), kRowsTogether));
 }

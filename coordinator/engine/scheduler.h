@@ -13,8 +13,9 @@
 // that is cached. Blocks are found by later steps as soon as the step that fills them is planned. With
 // recurrent layers a prefix needs the state behind it as well. States are saved at two places: behind
 // the last grid position before the prompt's last token, so that the same prompt hits when it comes
-// again (of a long prompt: the cut costs a step), and where a prompt leaves a cached one, so that what many prompts begin with is found from
-// its second sight on. A prompt is cut there. Rows whose logits somebody waits for are computed.
+// again (of a long prompt: the cut costs a step), and where a prompt leaves a cached one, so that what
+// many prompts begin with is found from its second sight on. A prompt is cut there. Rows whose logits
+// somebody waits for are computed.
 //
 // Pure: no tensors, no I/O, no clock but the one it is given. Not thread-safe.
 //

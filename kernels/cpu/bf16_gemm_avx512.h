@@ -9,8 +9,8 @@
 namespace plumbline {
 namespace {
 
-// C = A B. B lies in panels of 16 columns: panel p holds dword (l, c) = {B[2l, 16p + c], B[2l + 1, 16p + c]} at b + p * b_panel +
-// 16 l + c. m is a multiple of kRowMultiple, n of 16, k of 32 (padded with zeros); lengths and strides in elements.
+// C = A B. B lies in panels of 16 columns: panel p holds dword (l, c) = {B[2l, 16p + c], B[2l + 1, 16p + c]} at
+// b + p * b_panel + 16 l + c. m is a multiple of kRowMultiple, n of 16, k of 32 (padded with zeros); lengths and strides in elements.
 struct Bf16Gemm {
   const uint16_t* a;
   int64_t a_stride;

@@ -78,7 +78,8 @@ class ProductSteps {
   }
 
  private:
-  // A tile: it is then loaded in the order in which it comes. Further ahead, prefetches get in the way of the processor's own.
+  // A tile: it is then loaded in the order in which it comes. Further ahead, prefetches get in the way of the
+  // processor's own.
   static constexpr int64_t kStreamAheadBytes = 1 << 10;
 
   // One row tile reads each weight once: in the order in which it lies in memory, a whole leaf at a time (chunks of one row

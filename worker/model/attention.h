@@ -13,7 +13,8 @@ namespace plumbline {
 
 class Attention {
  public:
-  // Which rows of a step have queries. In a model's last layer those whose logits are wanted; every row has a key and a value.
+  // Which rows of a step have queries. In a model's last layer those whose logits are wanted; every row has a key and
+  // a value.
   enum class QueryRows { kAll, kWanted };
   static absl::StatusOr<Attention> Load(const ModelConfig& config, const ShardPlan& plan, const std::string& prefix,
                                         QueryRows query_rows, WeightLoader& loader);
@@ -22,8 +23,8 @@ class Attention {
   void StoreKeysAndValues(const Context& context, const Batch& batch, const KvCache& cache, int64_t num_blocks,
                           Activations& activations) const;
 
-  // out = this rank's partial sum of o_proj: [T, D] f32 with kAll, which also stores keys and values; with kWanted [R, D], from
-  // activations.normed [R, D] of the wanted rows.
+  // out = this rank's partial sum of o_proj: [T, D] f32 with kAll, which also stores keys and values; with kWanted
+  // [R, D], from activations.normed [R, D] of the wanted rows.
   void Forward(const Context& context, const Batch& batch, const KvCache& cache, int64_t num_blocks,
                Activations& activations, Tensor out) const;
 

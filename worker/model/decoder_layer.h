@@ -17,8 +17,8 @@ class DecoderLayer {
   static absl::StatusOr<DecoderLayer> Load(const ModelConfig& config, const ShardPlan& plan, int64_t index,
                                            WeightLoader& loader);
 
-  // The transport's error when an exchange fails. The model's last layer leaves the batch's wanted rows in residual, whole on
-  // every rank; of the others it fills caches only.
+  // The transport's error when an exchange fails. The model's last layer leaves the batch's wanted rows in residual,
+  // whole on every rank; of the others it fills caches only.
   absl::Status Forward(const Context& context, const Batch& batch, const SequenceCache& cache, ResidualStream& residual,
                        Scratch& scratch) const;
 

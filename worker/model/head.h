@@ -22,8 +22,8 @@ class Head {
   static absl::StatusOr<Head> Load(const ModelConfig& config, const ShardPlan& plan, Device& device,
                                    DType act, WeightLoader& loader);
 
-  // Fills in the results of the plan's sequences from h [R, D]: the wanted rows (batch.h), all partials added. Every rank of the stage takes part;
-  // only tp index 0 gets results, the others get an empty list.
+  // Fills in the results of the plan's sequences from h [R, D]: the wanted rows (batch.h), all partials added. Every
+  // rank of the stage takes part; only tp index 0 gets results, the others get an empty list.
   absl::StatusOr<std::vector<SequenceResult>> Forward(const Context& context, Communicator& tp_group,
                                                       const StepPlan& plan, Tensor h);
 

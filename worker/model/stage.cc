@@ -43,8 +43,8 @@ void Stage::OpenCache(const WeightSource& source) {
       .folder = options_.cache_dir,
       .checkpoint = *checkpoint,
       .layout = layout,
-      .share = absl::StrCat("model ", options_.config.Fingerprint(), " act ", NameOf(options_.compute_dtype), " tp ", mesh.tp,
-                            " pp ", mesh.pp, " rank ", options_.rank),
+      .share = absl::StrCat("model ", options_.config.Fingerprint(), " act ", NameOf(options_.compute_dtype),
+                            " tp ", mesh.tp, " pp ", mesh.pp, " rank ", options_.rank),
       .on_line = options_.on_line});
 }
 

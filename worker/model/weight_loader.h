@@ -1,6 +1,6 @@
 // WeightLoader: turns a rank's slices of the checkpoint into what layers hold: packed linears, f32 vectors, the
-// embedding table. Pieces are read and packed a few megabytes at a time, so that a rank never holds its weights twice; with a
-// cache that holds the packed linears they are taken from there.
+// embedding table. Pieces are read and packed a few megabytes at a time, so that a rank never holds its weights twice;
+// with a cache that holds the packed linears they are taken from there.
 #pragma once
 
 #include <functional>
