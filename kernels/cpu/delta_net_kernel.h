@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/delta_net_recurrent.h"
 #include "kernels/cpu/delta_net_rows.h"
+#include "kernels/cpu/fetch.h"
 #include "kernels/cpu/flush_subnormals.h"
 
 namespace plumbline {
@@ -19,29 +20,36 @@ struct NoSideWork {
   void Step() {}
 };
 
-// Side work that also asks for rows ahead of their use: they are a page or more apart, which the processor does not foresee.
+// Side work that also asks for the rows that the gated norm of `count` rows in a head reads and writes: they are a page or
+// more apart, which the processor does not foresee.
 template <typename Side>
-class RowsAhead {
+class NormRowsAhead {
  public:
-  RowsAhead(Side& side, const float* x, int64_t stride, int rows, int columns)
-      : side_(side), x_(x), stride_(stride), rows_(rows), columns_(columns) {}
+  NormRowsAhead(Side& side, const DeltaNetTask& task, int head, int count)
+      : side_(side), z_(task.z + head * task.value_dim), z_stride_(task.gates_stride), value_dim_(task.value_dim),
+        out_(static_cast<const char*>(task.out) + int64_t{head} * task.value_dim * task.out_bytes),
+        out_stride_(task.out_stride * task.out_bytes), out_bytes_(task.value_dim * task.out_bytes), count_(count) {}
   void Step() {
     side_.Step();
-    if (row_ < rows_) Row();
+    if (row_ < count_) Row();
   }
   void Finish() {
-    while (row_ < rows_) Row();
+    while (row_ < count_) Row();
   }
 
  private:
   void Row() {
-    for (int c = 0; c < columns_; c += 16) __builtin_prefetch(x_ + row_ * stride_ + c, 0, 2);
+    for (int c = 0; c < value_dim_; c += 16) __builtin_prefetch(z_ + row_ * z_stride_ + c, 0, 2);
+    FetchForWriting(out_ + row_ * out_stride_, out_bytes_);
     ++row_;
   }
   Side& side_;
-  const float* x_;
-  const int64_t stride_;
-  const int rows_, columns_;
+  const float* z_;
+  const int64_t z_stride_;
+  const int value_dim_;
+  const char* out_;
+  const int64_t out_stride_;  // in bytes
+  const int out_bytes_, count_;
   int row_ = 0;
 };
 
@@ -237,8 +245,8 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, const Produ
     s.decay[i] = static_cast<float>(decay);
     s.decay_low[i] = static_cast<float>(decay - s.decay[i]);
   }
-  RowsAhead<Side> gates(side, task.z + head * dim, task.gates_stride, count, dim);
-  if (!state_is_zero) products.ReadState(task, head, count, gates);
+  NormRowsAhead<Side> ahead(side, task, head, count);
+  if (!state_is_zero) products.ReadState(task, head, count, ahead);
   alignas(64) float decays[kChunk] = {};  // e^G
   for (int i = 0; i < count; i += 16) Simd::Store(decays + i, Simd::Exp(Simd::Load(s.decay + i)));
   for (int i = 0; i < count; ++i) {
@@ -255,7 +263,7 @@ void ChunkOfHead(const DeltaNetTask& task, const DeltaNetScratch& s, const Produ
     }
   }
   DecayedWeights<Simd>(s, products, count);
-  gates.Finish();
+  ahead.Finish();
   products.Solve(task, count, side);
   products.AddValues(task, count, side);
   alignas(64) float factors[kChunk] = {};  // e^(G_last - G)

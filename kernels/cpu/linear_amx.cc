@@ -187,7 +187,7 @@ void MultiplyOneRow(const char* x, const RowPlaces& rows, const MultiplyArgs& ar
 
 template <bool kHasSink>
 void MultiplyRows(const MultiplyArgs& args) {
-  alignas(64) float finished[2][kTileRows * kBlockColumns];
+  alignas(64) float finished[kTileRows * kBlockColumns];
   PendingTile pending(args.sink);
   int configured_rows = 0;
   const int64_t num_steps = (args.num_rows + kTileRows - 1) / kTileRows * (args.num_k / 32);
@@ -207,7 +207,7 @@ void MultiplyRows(const MultiplyArgs& args) {
     const char* x = static_cast<const char*>(args.panel) + row * (is_packed ? args.num_k * 2 : args.panel_row_bytes);
     const RowPlaces places = {is_packed ? 64 : args.panel_row_bytes, is_packed ? rows * 64 : 64};
     const float* from = args.out + row * kBlockColumns;
-    float* out = kHasSink ? finished[row / kTileRows % 2] : args.out + row * kBlockColumns;
+    float* out = kHasSink ? finished : args.out + row * kBlockColumns;
     if (rows == 1) {
       MultiplyOneRow(x, places, args, from, out, each_step);
     } else if (rows <= 16) {

@@ -53,7 +53,7 @@ void AddPartials(const SliceSum& sum, int64_t n) {
 }
 
 template <typename Simd>
-float SumOfSquares(const float* x, int64_t n) {
+__attribute__((always_inline)) inline float SumOfSquares(const float* x, int64_t n) {
   typename Simd::F sum[4] = {Simd::Zero(), Simd::Zero(), Simd::Zero(), Simd::Zero()};
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
