@@ -187,6 +187,7 @@ void MultiplyOneRow(const char* x, const RowPlaces& rows, const MultiplyArgs& ar
 
 template <bool kHasSink>
 void MultiplyRows(const MultiplyArgs& args) {
+  // One buffer is enough: every product has the steps that Set counts on, so the tile before is taken when it is stored.
   alignas(64) float finished[kTileRows * kBlockColumns];
   PendingTile pending(args.sink);
   int configured_rows = 0;

@@ -28,7 +28,6 @@ class ProductSteps {
         step_k_(is_one_row_tile_ ? leaf_k_ : ChunkK(tile.kernel.format, tile.layout)),
         rows_stay_(tile.num_rows * leaf_k_ * element_bytes_ <= kMaxPackedBytes) {}
 
-  int64_t leaf_k() const { return leaf_k_; }
   bool ends_leaf(const Step& step) const { return step.k + step_k_ >= leaf_k_; }
   // A block's sums of a leaf are finished before those of the next block begin.
   bool finishes_blocks() const { return rows_stay_ || step_k_ >= leaf_k_; }
